@@ -1,0 +1,30 @@
+# The first use of any target creates .venv with the pinned development set.
+PYTHON ?= python3
+BIN := .venv/bin
+SOURCES := pyproject.toml constraints.txt CMakeLists.txt $(wildcard csrc/*.cpp csrc/*/*.cpp csrc/*/*.h)
+
+.PHONY: build check test demo bench
+build: .venv/ready
+
+.venv/torch: constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check torch -c constraints.txt
+	touch $@
+
+.venv/ready: .venv/torch $(SOURCES)
+	PIP_CONSTRAINT=constraints.txt $(BIN)/pip install --quiet --disable-pip-version-check -e ".[dev]"
+	touch $@
+
+check: build
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/clang-format --dry-run --Werror $(wildcard csrc/*.cpp csrc/*/*.cpp csrc/*/*.h csrc/*/*.cu)
+
+test: build
+	$(BIN)/pytest
+
+demo: build
+	$(BIN)/cmlora demo --out out
+
+bench: build
+	$(BIN)/python benchmarks/bench_ops.py
