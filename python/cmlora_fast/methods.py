@@ -1,0 +1,249 @@
+"""Composition methods: frozen, validated, plain data; bad values raise when one is made."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import MISSING, dataclass, fields
+from numbers import Integral, Real
+from typing import ClassVar, Literal
+
+__all__ = ["METHODS", "CMLoRA", "Composite", "Merge", "Method", "Switch", "resolve"]
+
+CacheInterval = int | Literal["nonuniform"]
+
+
+def _fail(owner: object, field: str, allowed: str) -> None:
+    value = getattr(owner, field)
+    raise ValueError(f"{type(owner).__name__}.{field}: expected {allowed}; got {value!r}")
+
+
+def _is_int(value: object, least: int) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool) and value >= least
+
+
+def _is_real(value: object) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _check_choice(owner: object, field: str, allowed: Sequence[str]) -> None:
+    if getattr(owner, field) not in allowed:
+        _fail(owner, field, "one of " + ", ".join(repr(name) for name in allowed))
+
+
+def _check_bool(owner: object, *names: str) -> None:
+    for name in names:
+        if not isinstance(getattr(owner, name), bool):
+            _fail(owner, name, "True or False")
+
+
+def _check_names(owner: object, field: str) -> None:
+    """``None`` or a sequence of adapter names, stored as a tuple."""
+    value = getattr(owner, field)
+    if value is None:
+        return
+    if isinstance(value, str) or not isinstance(value, Sequence | set | frozenset):
+        _fail(owner, field, "None or a list of adapter names")
+    if not all(isinstance(name, str) for name in value):
+        _fail(owner, field, "None or a list of adapter names")
+    object.__setattr__(owner, field, tuple(value))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Method:
+    """What every method shares: the schedule and position of the feature cache.
+
+    Args:
+        cache_interval: Steps between refreshes of the cached features. 1: no reuse; "nonuniform":
+            interval 2, then 3, then 2 (breaks at 37.5 % and 87.5 % of the steps).
+        cache_layer_id: Down block in which the shallow part ends (0: the outermost).
+        cache_block_id: Last resnet of that block that still belongs to the shallow part.
+        uniform: Regular refreshes; with False denser near ``center`` (integer interval >= 2).
+        center: Step around which refreshes are denser. Needs ``uniform=False``.
+        pow: How much denser, > 1. Needs ``uniform=False``.
+        reference_compat: Reproduce the released denoising loop, defects included.
+    """
+
+    cache_interval: CacheInterval = 1
+    cache_layer_id: int = 0
+    cache_block_id: int = 1
+    uniform: bool = True
+    center: float | None = None
+    pow: float | None = None
+    reference_compat: bool = False
+
+    # What the released code can be asked for; everything else keeps its default there.
+    _released_fields: ClassVar[frozenset[str]] = frozenset(
+        {
+            "variant",
+            "cache_interval",
+            "cache_layer_id",
+            "cache_block_id",
+            "uniform",
+            "center",
+            "pow",
+            "threshold",
+            "switch_step",
+            "low_frequency",
+            "reference_compat",
+        }
+    )
+
+    def __post_init__(self) -> None:
+        if self.cache_interval != "nonuniform" and not _is_int(self.cache_interval, 1):
+            _fail(self, "cache_interval", 'an int >= 1 or "nonuniform"')
+        for name in ("cache_layer_id", "cache_block_id"):
+            if not _is_int(getattr(self, name), 0):
+                _fail(self, name, "an int >= 0")
+        _check_bool(self, "uniform", "reference_compat")
+        self._check_center()
+        if self.reference_compat:
+            self._check_compat()
+
+    def _check_center(self) -> None:
+        bent = not self.uniform and self.cache_interval not in (1, "nonuniform")
+        for name in ("center", "pow"):
+            value = getattr(self, name)
+            if value is None:
+                if bent:
+                    _fail(self, name, "a number when uniform=False")
+            elif not _is_real(value):
+                _fail(self, name, "None or a number")
+        if self.pow is not None and self.pow <= 1:
+            _fail(self, "pow", "a number > 1")
+        if self.center is not None and self.center < 0:
+            _fail(self, "center", "a step number >= 0")
+
+    def _check_compat(self) -> None:
+        for field in fields(self):
+            if field.name in self._released_fields:
+                continue
+            default = field.default if field.default is not MISSING else None
+            if getattr(self, field.name) != default:
+                _fail(self, field.name, f"its default {default!r} with reference_compat=True")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Merge(Method):
+    """All adapters active in every row: ``W + Σ_j scale_j B_j A_j``."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Composite(Method):
+    """Equal mean of one prediction per adapter (Zhong et al. 2024, LoRA Composite)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Switch(Method):
+    """One adapter at a time, the next every ``switch_step`` steps (Zhong et al. 2024, LoRA Switch).
+
+    Args:
+        switch_step: Steps that an adapter stays active.
+        partition: Rotate the high-frequency adapters early, the low-frequency ones late (Switch-A).
+        stage_fraction: Share of the steps that is early, in [0, 1].
+        low_frequency: Low-frequency adapters; None: names that start with "background".
+    """
+
+    switch_step: int = 5
+    partition: bool = False
+    stage_fraction: float = 0.6
+    low_frequency: tuple[str, ...] | None = None
+
+    def __post_init__(self) -> None:
+        if not _is_int(self.switch_step, 1):
+            _fail(self, "switch_step", "an int >= 1")
+        _check_bool(self, "partition")
+        _check_fraction(self, "stage_fraction")
+        _check_names(self, "low_frequency")
+        super().__post_init__()
+
+
+@dataclass(frozen=True, kw_only=True)
+class CMLoRA(Method):
+    """Dominant adapter per step, one feature cache per adapter (Zou et al., ICLR 2025).
+
+    Args:
+        variant: "offline" (stage by step), "online" (stage by the latents' high-frequency mean) or
+            "async" (dominance and refreshes on separate clocks, no stages).
+        stage_fraction: Offline: early means step < ceil(stage_fraction * T).
+        threshold: Online: early means high-frequency mean >= threshold.
+        cutoff: First bin of the band: a fraction of the largest radius, or a bin number when > 1.
+        amplitude: "linear", or "log" for the natural logarithm.
+        latch: Online: late stays late.
+        dominant_coeff: Weight of the dominant adapter relative to the others; None: N - 0.5.
+        decay: "live": the coefficient falls by 0.5**turn at every turn; "frozen": it stays.
+        coeff_floor: Least value of the decaying coefficient.
+        late: Late pool: "tail" (all but the first) or "low_only" (the low-frequency adapters).
+        max_age: Refresh any cache older than so many steps; None: never for age alone.
+        dominant_full: "schedule": the dominant adapter runs whole at schedule steps; "every_step":
+            at every step, and the others at schedule steps.
+        low_frequency: Low-frequency adapters; None: names that start with "background".
+    """
+
+    cache_interval: CacheInterval = "nonuniform"
+    variant: str = "offline"
+    stage_fraction: float = 0.6
+    threshold: float = 0.40
+    cutoff: float = 0.2
+    amplitude: str = "linear"
+    latch: bool = True
+    dominant_coeff: float | None = None
+    decay: str = "live"
+    coeff_floor: float = 1.0
+    late: str = "tail"
+    max_age: int | None = None
+    dominant_full: str = "schedule"
+    low_frequency: tuple[str, ...] | None = None
+
+    def __post_init__(self) -> None:
+        _check_choice(self, "variant", ("offline", "online", "async"))
+        _check_choice(self, "amplitude", ("linear", "log"))
+        _check_choice(self, "decay", ("live", "frozen"))
+        _check_choice(self, "late", ("tail", "low_only"))
+        _check_choice(self, "dominant_full", ("schedule", "every_step"))
+        _check_bool(self, "latch")
+        _check_fraction(self, "stage_fraction")
+        if not _is_real(self.threshold):
+            _fail(self, "threshold", "a number")
+        if not (_is_real(self.cutoff) and self.cutoff > 0):
+            _fail(self, "cutoff", "a fraction of the largest radius in (0, 1] or a bin number > 1")
+        if self.dominant_coeff is not None and not (
+            _is_real(self.dominant_coeff) and self.dominant_coeff > 0
+        ):
+            _fail(self, "dominant_coeff", "None or a number > 0")
+        if not (_is_real(self.coeff_floor) and self.coeff_floor > 0):
+            _fail(self, "coeff_floor", "a number > 0")
+        if self.max_age is not None and not _is_int(self.max_age, 1):
+            _fail(self, "max_age", "None or an int >= 1")
+        _check_names(self, "low_frequency")
+        super().__post_init__()
+
+
+def _check_fraction(owner: object, field: str) -> None:
+    value = getattr(owner, field)
+    if not (_is_real(value) and 0 <= value <= 1):
+        _fail(owner, field, "a number in [0, 1]")
+
+
+METHODS: dict[str, type[Method]] = {
+    "merge": Merge,
+    "switch": Switch,
+    "composite": Composite,
+    "cmlora": CMLoRA,
+}
+
+
+def resolve(method: str | Method | None) -> Method | None:
+    """The method that ``enable(method=...)`` means; None stays None (lossless).
+
+    Raises:
+        ValueError: An unknown name, or anything that is not a method.
+    """
+    if method is None or isinstance(method, Method):
+        return method
+    known = ", ".join(repr(name) for name in METHODS)
+    if isinstance(method, str) and method in METHODS:
+        return METHODS[method]()
+    raise ValueError(
+        f"method: expected None, one of {known} or an instance of a method; got {method!r}"
+    )
