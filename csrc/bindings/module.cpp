@@ -1,0 +1,9 @@
+#include "bindings/bind.h"
+
+NB_MODULE(_C, m) {
+  m.doc() =
+      "C++ kernels of cmlora_fast; call them through cmlora_fast.ops, which checks arguments.";
+  cmlora::bind_lora(m);
+  cmlora::bind_latents(m);
+  cmlora::bind_runtime(m);
+}

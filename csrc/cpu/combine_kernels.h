@@ -1,0 +1,43 @@
+#pragma once
+
+#include "cpu/kernels.h"
+
+namespace cmlora::cpu {
+
+// One vector at `offset` of the weighted sum over J.
+template <typename Simd, typename T>
+typename Simd::Reg weighted_sum(const CombineRun& run, const void* const* noise, int64_t offset) {
+  auto sum = Simd::set(0.0f);
+  for (int64_t j = 0; j < run.J; ++j) {
+    const auto value = Simd::load(static_cast<const T*>(noise[j]) + offset);
+    sum = Simd::fma(Simd::set(run.weights[j * run.weight_stride]), value, sum);
+  }
+  return sum;
+}
+
+template <typename Simd, typename T>
+void combine(const CombineRun& run) {
+  T* out = static_cast<T*>(run.out);
+  int64_t i = 0;
+  for (; i + Simd::kWidth <= run.count; i += Simd::kWidth) {
+    auto sum = weighted_sum<Simd, T>(run, run.noise, i);
+    if (run.guided) {
+      const auto difference = Simd::sub(weighted_sum<Simd, T>(run, run.noise + run.J, i), sum);
+      sum = Simd::fma(Simd::set(run.guidance_scale), difference, sum);
+    }
+    Simd::store(out + i, sum);
+  }
+  for (; i < run.count; ++i) {
+    float sums[2] = {0.0f, 0.0f};
+    for (int part = 0; part < (run.guided ? 2 : 1); ++part) {
+      for (int64_t j = 0; j < run.J; ++j) {
+        const T* from = static_cast<const T*>(run.noise[part * run.J + j]);
+        sums[part] += run.weights[j * run.weight_stride] * to_float(from[i]);
+      }
+    }
+    const float guided = sums[0] + run.guidance_scale * (sums[1] - sums[0]);
+    from_float(run.guided ? guided : sums[0], out + i);
+  }
+}
+
+}  // namespace cmlora::cpu

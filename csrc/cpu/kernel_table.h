@@ -1,0 +1,29 @@
+#pragma once
+
+#include "cpu/combine_kernels.h"
+#include "cpu/lora_kernels.h"
+#include "cpu/spectrum_kernels.h"
+
+namespace cmlora::cpu {
+
+// Every kernel instantiated for one instruction set.
+template <typename Simd>
+constexpr Kernels kernel_table() {
+  using F = float;
+  using B = BFloat16;
+  using H = Float16;
+  return {
+      Simd::kName,
+      Simd::kWidth,
+      Simd::kTile,
+      delta_scratch<Simd>,
+      {pack_shrink<Simd, F>, pack_shrink<Simd, B>, pack_shrink<Simd, H>},
+      {pack_expand<Simd, F>, pack_expand<Simd, B>, pack_expand<Simd, H>},
+      {lora_delta<Simd, F>, lora_delta<Simd, B>, lora_delta<Simd, H>},
+      {lora_fold<Simd, F>, lora_fold<Simd, B>, lora_fold<Simd, H>},
+      {combine<Simd, F>, combine<Simd, B>, combine<Simd, H>},
+      {radial_amplitude<Simd, F>, radial_amplitude<Simd, B>, radial_amplitude<Simd, H>},
+  };
+}
+
+}  // namespace cmlora::cpu

@@ -1,0 +1,106 @@
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "common/dtype.h"
+#include "ops/row_table.h"
+
+namespace cmlora::cpu {
+
+// One adapter of a row, packed to float32. W is the vector width.
+struct Segment {
+  const float* shrink;  // A as [ceil(rank / W), K, W], missing ranks zero
+  const float* expand;  // the other factor as [ceil(columns / 2W), rank, 2W], missing columns zero
+  int64_t first;        // first rank in the slabs
+  int64_t rank;
+  float scale;
+};
+
+// Consecutive tokens of one row: y += Σ scale · (x Aᵀ) Bᵀ.
+struct DeltaBlock {
+  const void* x;
+  void* y;
+  int64_t x_stride;
+  int64_t y_stride;
+  int64_t tokens;
+  int64_t K;
+  int64_t N;
+  const Segment* segments;
+  int64_t segment_count;
+  int64_t padded_rank;  // sum of the ranks, each rounded up to W
+  float* scratch;       // delta_scratch(padded_rank) floats
+};
+
+// Consecutive output features of one folded weight: out = w + Σ scale · B A.
+struct FoldBlock {
+  const void* w;
+  void* out;
+  int64_t w_stride;
+  int64_t out_stride;
+  Matrix b;       // first of the features
+  int64_t count;  // features
+  int64_t K;
+  const Segment* segments;
+  int64_t segment_count;
+  float* scratch;  // delta_scratch(padded_rank) floats
+};
+
+// count contiguous elements of out = Σ_j weights[j] · noise[0][j], guided with noise[1] too.
+struct CombineRun {
+  void* out;
+  const void* const* noise;  // [J], guided [2, J]
+  const float* weights;      // [J], weight_stride apart
+  int64_t weight_stride;
+  int64_t J;
+  int64_t count;
+  bool guided;
+  float guidance_scale;
+};
+
+struct SpectrumPlan;
+
+// One image: latents [C, H, W] to a profile of plan.bins values and the mean of its high band.
+struct SpectrumImage {
+  const void* latents;
+  int64_t C;
+  int64_t c_stride;
+  int64_t h_stride;
+  int64_t first_bin;
+  bool log;
+  float* mean;
+  float* profile;
+  const SpectrumPlan* plan;
+  double* scratch;  // plan.scratch_size doubles
+};
+
+// The kernels of one instruction set; arrays are indexed by DType.
+struct Kernels {
+  const char* name;
+  int64_t width;
+  int64_t tile;  // tokens that one register tile holds
+  int64_t (*delta_scratch)(int64_t padded_rank);
+  void (*pack_shrink[kDTypes])(const Matrix& a, int64_t rank, int64_t K, float* out);
+  void (*pack_expand[kDTypes])(const Matrix& m, int64_t rank, int64_t columns, float* out);
+  void (*lora_delta[kDTypes])(const DeltaBlock& block);
+  void (*lora_fold[kDTypes])(const FoldBlock& block);
+  void (*combine[kDTypes])(const CombineRun& run);
+  void (*radial_amplitude[kDTypes])(const SpectrumImage& image);
+};
+
+struct Isa {
+  const Kernels* kernels;
+  bool available;
+  const char* reason;
+};
+
+// All instruction sets of this build, slowest first.
+const std::vector<Isa>& isas();
+
+// Index of the fastest available one.
+int best_isa();
+
+// Kernels of an available instruction set; throws std::invalid_argument for any other index.
+const Kernels& kernels_of(int isa);
+
+}  // namespace cmlora::cpu

@@ -1,0 +1,9 @@
+#include "cpu/kernel_table.h"
+#include "cpu/simd_scalar.h"
+
+namespace cmlora::cpu {
+
+extern const Kernels kScalarKernels;
+const Kernels kScalarKernels = kernel_table<ScalarSimd>();
+
+}  // namespace cmlora::cpu

@@ -1,0 +1,56 @@
+#pragma once
+
+#include <immintrin.h>
+
+#include <cstdint>
+
+#include "common/dtype.h"
+
+namespace cmlora::cpu {
+
+struct Avx2Simd {
+  static constexpr const char* kName = "avx2";
+  static constexpr int64_t kWidth = 8;
+  static constexpr int kTile = 6;  // 6 x 2 sums, 2 columns and 1 broadcast fill 15 of 16 registers
+
+  using Reg = __m256;
+
+  static Reg set(float value) { return _mm256_set1_ps(value); }
+
+  static Reg load(const float* from) { return _mm256_loadu_ps(from); }
+
+  static Reg load(const BFloat16* from) {
+    const __m128i bits = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from));
+    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(bits), 16));
+  }
+
+  static Reg load(const Float16* from) {
+    return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)));
+  }
+
+  static void store(float* to, Reg value) { _mm256_storeu_ps(to, value); }
+
+  static void store(BFloat16* to, Reg value) {
+    const __m256i bits = _mm256_castps_si256(value);
+    const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
+    const __m256i half = _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff));
+    const __m256i quiet = _mm256_or_si256(bits, _mm256_set1_epi32(0x400000));
+    const __m256i is_nan = _mm256_castps_si256(_mm256_cmp_ps(value, value, _CMP_UNORD_Q));
+    __m256i result = _mm256_blendv_epi8(_mm256_add_epi32(bits, half), quiet, is_nan);
+    result = _mm256_srli_epi32(result, 16);
+    result = _mm256_packus_epi32(result, result);  // within 128-bit halves: 0 and 2 hold the values
+    result = _mm256_permute4x64_epi64(result, 0x08);
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm256_castsi256_si128(result));
+  }
+
+  static void store(Float16* to, Reg value) {
+    const __m128i bits = _mm256_cvtps_ph(value, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(to), bits);
+  }
+
+  static Reg add(Reg p, Reg q) { return _mm256_add_ps(p, q); }
+  static Reg sub(Reg p, Reg q) { return _mm256_sub_ps(p, q); }
+  static Reg fma(Reg p, Reg q, Reg sum) { return _mm256_fmadd_ps(p, q, sum); }
+};
+
+}  // namespace cmlora::cpu

@@ -1,0 +1,54 @@
+#pragma once
+
+#include <immintrin.h>
+
+#include <cstdint>
+
+#include "common/dtype.h"
+
+namespace cmlora::cpu {
+
+struct Avx512Simd {
+  static constexpr const char* kName = "avx512";
+  static constexpr int64_t kWidth = 16;
+  static constexpr int kTile = 12;  // 12 x 2 sums and 2 columns fill 26 of 32 registers
+
+  using Reg = __m512;
+
+  static Reg set(float value) { return _mm512_set1_ps(value); }
+
+  static Reg load(const float* from) { return _mm512_loadu_ps(from); }
+
+  static Reg load(const BFloat16* from) {
+    const __m256i bits = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from));
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16));
+  }
+
+  static Reg load(const Float16* from) {
+    return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)));
+  }
+
+  static void store(float* to, Reg value) { _mm512_storeu_ps(to, value); }
+
+  static void store(BFloat16* to, Reg value) {
+    const __m512i bits = _mm512_castps_si512(value);
+    const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+    const __m512i half = _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff));
+    const __m512i quiet = _mm512_or_si512(bits, _mm512_set1_epi32(0x400000));
+    const __mmask16 is_nan = _mm512_cmp_ps_mask(value, value, _CMP_UNORD_Q);
+    const __m512i result = _mm512_mask_mov_epi32(_mm512_add_epi32(bits, half), is_nan, quiet);
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(to),
+                        _mm512_cvtepi32_epi16(_mm512_srli_epi32(result, 16)));
+  }
+
+  static void store(Float16* to, Reg value) {
+    const __m256i bits = _mm512_cvtps_ph(value, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), bits);
+  }
+
+  static Reg add(Reg p, Reg q) { return _mm512_add_ps(p, q); }
+  static Reg sub(Reg p, Reg q) { return _mm512_sub_ps(p, q); }
+  static Reg fma(Reg p, Reg q, Reg sum) { return _mm512_fmadd_ps(p, q, sum); }
+};
+
+}  // namespace cmlora::cpu

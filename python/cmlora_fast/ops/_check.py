@@ -1,0 +1,110 @@
+"""Checks shared by the ops. A failed one names the op, what was expected and what came."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from .. import _C
+
+DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # order of csrc/common/dtype.h
+
+
+def describe(*tensors: Tensor) -> str:
+    """Dtype, shape, strides where they tell something, and device, as error messages give them."""
+    return ", ".join(_describe(tensor) for tensor in tensors)
+
+
+def shape_error(op: str, expected: str, *tensors: Tensor) -> ValueError:
+    return ValueError(f"{op}: expected {expected}; got {describe(*tensors)}")
+
+
+def check_floats(op: str, names: str, *tensors: Tensor) -> None:
+    """All of one supported dtype, on one device."""
+    first = tensors[0]
+    for tensor in tensors:
+        if not isinstance(tensor, Tensor):
+            raise TypeError(f"{op}: expected tensors {names}; got {type(tensor).__name__}")
+        if tensor.dtype != first.dtype or tensor.dtype not in DTYPES:
+            raise TypeError(
+                f"{op}: expected {names} of one dtype, float32, bfloat16 or float16; "
+                f"got {describe(*tensors)}"
+            )
+        if tensor.device != first.device:
+            raise shape_error(op, f"{names} on one device", *tensors)
+
+
+def check_table(op: str, name: str, tensor: Tensor, dtype: torch.dtype, like: Tensor) -> None:
+    """A contiguous table of the given dtype on the device of ``like``."""
+    if not isinstance(tensor, Tensor) or tensor.dtype != dtype:
+        got = describe(tensor) if isinstance(tensor, Tensor) else type(tensor).__name__
+        raise TypeError(f"{op}: expected {name} as {_name(dtype)} tensor; got {got}")
+    if tensor.device != like.device or not tensor.is_contiguous():
+        raise shape_error(op, f"{name} contiguous and on {like.device}", tensor)
+
+
+def check_row_table(
+    op: str, like: Tensor, rows: int | None, total_rank: int, tables: Sequence[Tensor]
+) -> "_C.RowTable | None":
+    """The four tensors of a row table (``slots, row_ptr, row_slot, row_scale``) for the kernels.
+
+    Their contents are checked where reading them costs no synchronisation, on the CPU.
+    """
+    slots, row_ptr, row_slot, row_scale = tables
+    check_table(op, "slots [S + 1]", slots, torch.int32, like)
+    check_table(op, "row_ptr [rows + 1]", row_ptr, torch.int32, like)
+    check_table(op, "row_slot [nnz]", row_slot, torch.int32, like)
+    check_table(op, "row_scale [nnz]", row_scale, torch.float32, like)
+    if not (slots.dim() == row_ptr.dim() == row_slot.dim() == row_scale.dim() == 1):
+        raise shape_error(op, "slots, row_ptr, row_slot, row_scale of one dimension", *tables)
+    if not len(slots) or not len(row_ptr) or (rows is not None and len(row_ptr) != rows + 1):
+        expected = "[rows + 1]" if rows is None else f"[{rows + 1}], one row more than x has"
+        raise shape_error(op, f"slots [S + 1], row_ptr {expected}", slots, row_ptr)
+    if row_slot.shape != row_scale.shape:
+        raise shape_error(op, "row_slot and row_scale of one length", row_slot, row_scale)
+    if not like.is_cpu:
+        return None
+    table = _C.RowTable(
+        slots.data_ptr(),
+        row_ptr.data_ptr(),
+        row_slot.data_ptr(),
+        row_scale.data_ptr(),
+        len(slots) - 1,
+        len(row_ptr) - 1,
+        len(row_slot),
+    )
+    table.check(op, total_rank)
+    return table
+
+
+def last_contiguous(*tensors: Tensor) -> bool:
+    return all(tensor.shape[-1] <= 1 or tensor.stride(-1) == 1 for tensor in tensors)
+
+
+def overlaps_itself(tensor: Tensor) -> bool:
+    """Two elements share memory, as far as strides of 0 tell."""
+    return 0 in tensor.stride() and any(
+        tensor.shape[dim] > 1 and tensor.stride(dim) == 0 for dim in range(tensor.dim())
+    )
+
+
+def check_no_grad(op: str, instead: str, *tensors: Tensor) -> None:
+    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
+        raise RuntimeError(f"{op}: works in place and records no gradient; {instead}")
+
+
+def wrote(tensor: Tensor) -> None:
+    """Tell autograd of a write that went past torch."""
+    if not tensor.is_inference():
+        torch.autograd.graph.increment_version(tensor)
+
+
+def _describe(tensor: Tensor) -> str:
+    text = f"{_name(tensor.dtype)} {tuple(tensor.shape)}"
+    if not tensor.is_contiguous():
+        text += f" strides {tensor.stride()}"
+    return text if tensor.is_cpu else f"{text} on {tensor.device}"
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

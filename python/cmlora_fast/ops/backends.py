@@ -1,0 +1,149 @@
+"""Which implementations this machine has, and which one a call takes."""
+
+import contextlib
+import contextvars
+import functools
+import importlib.metadata
+from collections.abc import Collection, Iterator
+
+import torch
+from torch import Tensor
+
+from .. import _C
+
+NAMES = ("cpu", "cuda", "triton", "torch")
+ISAS = tuple(name for name, _, _ in _C.isas())
+
+_BEST_ISA = _C.best_isa()
+_forced_isa = contextvars.ContextVar("cmlora_fast_isa", default=_BEST_ISA)
+_forced_backend = contextvars.ContextVar("cmlora_fast_backend", default=None)
+
+_C.set_fallback_threads(torch.get_num_threads())  # used where torch exports no pool (before 2.10)
+
+
+def backends() -> dict[str, dict]:
+    """Name → ``{"available": bool, "reason": str, "detail": {...}}`` of every backend."""
+    return {"cpu": _cpu(), "cuda": _cuda(), "triton": _triton(), "torch": _torch()}
+
+
+@contextlib.contextmanager
+def force(isa: str | None = None, backend: str | None = None) -> Iterator[None]:
+    """Run the ops inside with one instruction set or one backend. Nests; ``None`` leaves as is.
+
+    Meant for tests and measurements. An op that has no kernel in the forced backend runs its
+    torch twin.
+
+    Raises:
+        ValueError: There is no such name.
+        RuntimeError: This machine or build does not have it; the message says why.
+    """
+    resets = []
+    if isa is not None:
+        resets.append((_forced_isa, _forced_isa.set(_isa_index(isa))))
+    if backend is not None:
+        _check_backend(backend)
+        resets.append((_forced_backend, _forced_backend.set(backend)))
+    try:
+        yield
+    finally:
+        for variable, token in reversed(resets):
+            variable.reset(token)
+
+
+def isa() -> int:
+    """The instruction set of this call, as ``_C`` counts them."""
+    return _forced_isa.get()
+
+
+def pick(op: str, tensor: Tensor, kernels: Collection[str]) -> str:
+    """The backend that a call of ``op`` on ``tensor`` takes, of ``kernels`` and ``"torch"``."""
+    forced = _forced_backend.get()
+    if forced is None:
+        if tensor.is_cpu:
+            return "cpu" if "cpu" in kernels else "torch"
+        return "triton" if tensor.is_cuda and "triton" in kernels and _has_triton() else "torch"
+    if forced not in kernels:
+        return "torch"
+    wants_cpu = forced == "cpu" or (forced == "triton" and _interprets())
+    if wants_cpu != tensor.is_cpu:
+        raise RuntimeError(f"{op}: backend {forced!r} does not run on {tensor.device} here")
+    return forced
+
+
+def _isa_index(name: str) -> int:
+    if name not in ISAS:
+        raise ValueError(f"force: expected isa of {', '.join(ISAS)}; got {name!r}")
+    _, available, reason = _C.isas()[ISAS.index(name)]
+    if not available:
+        raise RuntimeError(f"force: isa {name!r} is not available: {reason}")
+    return ISAS.index(name)
+
+
+def _check_backend(name: str) -> None:
+    if name not in NAMES:
+        raise ValueError(f"force: expected backend of {', '.join(NAMES)}; got {name!r}")
+    entry = backends()[name]
+    if not entry["available"]:
+        raise RuntimeError(f"force: backend {name!r} is not available: {entry['reason']}")
+
+
+def _entry(available: bool, reason: str, **detail) -> dict:
+    return {"available": available, "reason": reason, "detail": detail}
+
+
+def _cpu() -> dict:
+    chosen = ISAS[isa()]
+    pool = _C.current_pool().name
+    return _entry(
+        True,
+        f"C++ kernels, {chosen} on this processor",
+        isa=chosen,
+        isas={name: reason for name, _, reason in _C.isas()},
+        threads=torch.get_num_threads(),
+        thread_pool="torch_parallel_for" if pool == "torch" else pool,
+    )
+
+
+def _cuda() -> dict:
+    missing = _C.cuda_missing()
+    detail = {"torch_cuda": torch.version.cuda, "devices": _devices()}
+    return _entry(missing is None, missing or "CUDA kernels of this build", **detail)
+
+
+def _triton() -> dict:
+    if not _has_triton():
+        return _entry(False, "triton is not installed")
+    version = importlib.metadata.version("triton")
+    detail = {"version": version, "interpreter": _interprets(), "devices": _devices()}
+    if _interprets():
+        return _entry(True, f"triton {version}, interpreted (TRITON_INTERPRET=1): slow", **detail)
+    if not torch.cuda.is_available():
+        return _entry(False, f"triton {version} is installed; torch sees no GPU", **detail)
+    return _entry(True, f"triton {version} on {torch.cuda.get_device_name()}", **detail)
+
+
+def _torch() -> dict:
+    return _entry(True, "the torch twins run wherever torch does", version=torch.__version__)
+
+
+def _devices() -> list[str]:
+    return [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+
+
+@functools.cache
+def _has_triton() -> bool:
+    try:
+        import triton  # noqa: F401
+    except ImportError:
+        return False
+    return True
+
+
+@functools.cache
+def _interprets() -> bool:
+    """Triton reads its own switch when kernels are imported; they must then stay on the CPU."""
+    if not _has_triton():
+        return False
+    import triton
+
+    return bool(triton.knobs.runtime.interpret)

@@ -1,0 +1,64 @@
+"""Replacement of some rows of a feature cache."""
+
+import torch
+from torch import Tensor
+
+from .. import _C
+from . import reference
+from ._check import (
+    check_floats,
+    check_no_grad,
+    check_table,
+    last_contiguous,
+    overlaps_itself,
+    shape_error,
+    wrote,
+)
+from ._register import register
+from .backends import pick
+
+
+@register(mutates_args=("cache",))
+def cache_refresh_(cache: Tensor, fresh: Tensor, rows: Tensor) -> None:
+    """``cache[rows[i]] = fresh[i]``
+
+    Args:
+        cache: Updated in place; may be a channel slice of a larger buffer. [S, C, H, W], last
+            dimension contiguous.
+        fresh: New features. [R, C, H, W], last dimension contiguous.
+        rows: Row of each, on the device; no row twice. int32 [R].
+    """
+    op = "cache_refresh_"
+    check_floats(op, "cache, fresh", cache, fresh)
+    if cache.dim() != 4 or fresh.dim() != 4 or cache.shape[1:] != fresh.shape[1:]:
+        raise shape_error(op, "cache [S, C, H, W], fresh [R, C, H, W]", cache, fresh)
+    check_table(op, "rows [R]", rows, torch.int32, cache)
+    if rows.shape != fresh.shape[:1]:
+        raise shape_error(op, "rows [R] for fresh [R, C, H, W]", rows, fresh)
+    if not last_contiguous(cache, fresh) or overlaps_itself(cache):
+        raise shape_error(
+            op, "cache and fresh contiguous in W, cache without overlap", cache, fresh
+        )
+    check_no_grad(op, "use torch.no_grad()", cache, fresh)
+    if cache.is_cpu:
+        _C.check_rows(rows.data_ptr(), len(rows), cache.shape[0])
+    backend = pick(op, cache, ("cpu", "triton"))
+    if backend == "cpu":
+        _C.cache_refresh(
+            cache.data_ptr(),
+            cache.shape,
+            cache.stride(),
+            fresh.data_ptr(),
+            fresh.stride(),
+            rows.data_ptr(),
+            len(rows),
+            cache.element_size(),
+        )
+        wrote(cache)
+    elif backend == "triton":
+        from ..triton_kernels.cache_refresh import cache_refresh_ as kernel
+
+        kernel(cache, fresh, rows)
+        wrote(cache)
+    else:
+        reference.cache_refresh_(cache, fresh, rows)

@@ -1,0 +1,71 @@
+"""Weighted sum of the rows of an image, and guidance."""
+
+import torch
+from torch import Tensor
+
+from .. import _C
+from . import reference
+from ._check import (
+    DTYPES,
+    check_floats,
+    check_no_grad,
+    check_table,
+    last_contiguous,
+    overlaps_itself,
+    shape_error,
+    wrote,
+)
+from ._register import register
+from .backends import isa, pick
+
+
+def _check(op: str, out: Tensor, noise: Tensor, weights: Tensor, guided: bool) -> None:
+    check_floats(op, "out, noise", out, noise)
+    check_table(op, "weights [J, B]", weights, torch.float32, noise)
+    if noise.dim() != 6 or weights.shape != noise.shape[1:3]:
+        raise shape_error(op, "noise [G, J, B, C, H, W], weights [J, B]", noise, weights)
+    if guided and noise.shape[0] != 2:
+        raise shape_error(op, "two guidance parts, noise [2, J, B, C, H, W], to guide", noise)
+    expected = noise.shape[2:] if guided else (noise.shape[0], *noise.shape[2:])
+    if out.shape != expected:
+        form = "[B, C, H, W]" if guided else "[G, B, C, H, W]"
+        raise shape_error(op, f"out {form} for noise [G, J, B, C, H, W]", out, noise)
+    if not last_contiguous(out, noise) or overlaps_itself(out):
+        raise shape_error(op, "out and noise contiguous in W, out without overlap", out, noise)
+    check_no_grad(op, "use torch.no_grad()", out, noise, weights)
+
+
+@register(mutates_args=("out",))
+def combine_(
+    out: Tensor, noise: Tensor, weights: Tensor, guidance_scale: float | None = None
+) -> None:
+    """``out[g] = Σ_j weights[j] · noise[g, j]``; with a number s, ``out₀ + s · (out₁ - out₀)``
+
+    Accumulates in float32 and rounds once. Overwrites ``out``, which must not overlap ``noise``.
+
+    Args:
+        out: [G, B, C, H, W], guided [B, C, H, W]; last dimension contiguous.
+        noise: Predictions of G guidance parts (guided: unconditional, conditional) and J rows per
+            image. [G, J, B, C, H, W], last dimension contiguous.
+        weights: Share of each row, per image. float32 [J, B], contiguous.
+        guidance_scale: Number s, or ``None`` to keep the parts apart.
+    """
+    op, guided = "combine_", guidance_scale is not None
+    _check(op, out, noise, weights, guided)
+    backend = pick(op, out, ("cpu",))
+    if backend == "torch":
+        return reference.combine_(out, noise, weights, guidance_scale)
+    strides = out.stride() if guided else out.stride()[1:]
+    _C.combine(
+        out.data_ptr(),
+        (0 if guided else out.stride(0), *strides[:3]),
+        noise.data_ptr(),
+        noise.shape,
+        noise.stride(),
+        weights.data_ptr(),
+        guided,
+        guidance_scale if guided else 0.0,
+        DTYPES[out.dtype],
+        isa(),
+    )
+    wrote(out)

@@ -1,0 +1,156 @@
+"""Low-rank updates of a batch whose rows take different adapters."""
+
+import torch
+from torch import Tensor
+
+from .. import _C
+from . import reference
+from ._check import (
+    DTYPES,
+    check_floats,
+    check_no_grad,
+    check_row_table,
+    last_contiguous,
+    overlaps_itself,
+    shape_error,
+    wrote,
+)
+from ._register import register
+from .backends import isa, pick
+
+
+def _check(op: str, x: Tensor, a: Tensor, b: Tensor, y: Tensor | None = None) -> None:
+    tensors, names = ((x, a, b), "x, a, b") if y is None else ((y, x, a, b), "y, x, a, b")
+    check_floats(op, names, *tensors)
+    fits = x.dim() == 3 and a.dim() == b.dim() == 2
+    fits = fits and x.shape[2] == a.shape[1] and a.shape[0] == b.shape[1]
+    if not fits:
+        raise shape_error(op, "x [rows, tokens, K], a [ΣR, K], b [N, ΣR]", x, a, b)
+    if y is not None and y.shape != (*x.shape[:2], b.shape[0]):
+        raise shape_error(op, "y [rows, tokens, N] for x [rows, tokens, K], b [N, ΣR]", y, x, b)
+    if not last_contiguous(x) or not (y is None or last_contiguous(y)):
+        raise shape_error(op, "a contiguous last dimension of x and y", *tensors[:-2])
+
+
+def _run(y: Tensor, x: Tensor, a: Tensor, b: Tensor, table: "_C.RowTable") -> None:
+    _C.lora_delta(
+        table,
+        y.data_ptr(),
+        x.data_ptr(),
+        a.data_ptr(),
+        *a.stride(),
+        b.data_ptr(),
+        *b.stride(),
+        *x.shape[1:],
+        y.shape[2],
+        *y.stride()[:2],
+        *x.stride()[:2],
+        DTYPES[y.dtype],
+        isa(),
+    )
+
+
+@register(mutates_args=("y",))
+def lora_delta_(
+    y: Tensor,
+    x: Tensor,
+    a: Tensor,
+    b: Tensor,
+    slots: Tensor,
+    row_ptr: Tensor,
+    row_slot: Tensor,
+    row_scale: Tensor,
+) -> None:
+    """``y[r] += Σ_k row_scale[k] · (x[r] A_kᵀ) B_kᵀ`` over k in row_ptr[r] : row_ptr[r + 1]
+
+    A_k and B_k are the ranks ``slots[row_slot[k]] : slots[row_slot[k] + 1]`` of the slabs. A row
+    without entries keeps every bit. Accumulates in float32 and rounds once. No autograd.
+
+    Args:
+        y: Layer output, updated in place. [rows, tokens, N], last dimension contiguous.
+        x: Layer input. [rows, tokens, K], last dimension contiguous.
+        a: Down-projections of all adapters, one after the other. [ΣR, K].
+        b: Up-projections times alpha / rank. [N, ΣR].
+        slots: First rank of each adapter, and the end. int32 [S + 1].
+        row_ptr: First table entry of each row, and the end. int32 [rows + 1].
+        row_slot: Adapter of each entry. int32 [nnz].
+        row_scale: Scale of each entry. float32 [nnz].
+    """
+    op, tables = "lora_delta_", (slots, row_ptr, row_slot, row_scale)
+    _check(op, x, a, b, y)
+    if overlaps_itself(y) or (y.data_ptr() == x.data_ptr() and y.numel()):
+        raise shape_error(op, "y without overlap, in itself or with x", y, x)
+    check_no_grad(op, "use lora_delta, or torch.no_grad()", y, x, a, b)
+    table = check_row_table(op, y, x.shape[0], a.shape[0], tables)
+    backend = pick(op, y, ("cpu", "triton"))
+    if backend == "cpu":
+        _run(y, x, a, b, table)
+        wrote(y)
+    elif backend == "triton":
+        from ..triton_kernels.lora_delta import lora_delta_ as kernel
+
+        kernel(y, x, a, b, *tables)
+        wrote(y)
+    else:
+        reference.lora_delta_(y, x, a, b, *tables)
+
+
+def _fake(x, a, b, slots, row_ptr, row_slot, row_scale):
+    return x.new_empty(x.shape[0], x.shape[1], b.shape[0])
+
+
+def _needs_grad(x, a, b, *tables, **named_tables):
+    return torch.is_grad_enabled() and (x.requires_grad or a.requires_grad or b.requires_grad)
+
+
+@register(fake=_fake, through_torch=_needs_grad)
+def lora_delta(
+    x: Tensor,
+    a: Tensor,
+    b: Tensor,
+    slots: Tensor,
+    row_ptr: Tensor,
+    row_slot: Tensor,
+    row_scale: Tensor,
+) -> Tensor:
+    """``Σ_k row_scale[k] · (x[r] A_kᵀ) B_kᵀ``, the update of ``lora_delta_`` alone
+
+    Differentiable in x, by the same kernel with the matrices swapped: dx = Σ s (dy B) A.
+
+    Args:
+        x: Layer input. [rows, tokens, K], last dimension contiguous.
+        a, b, slots, row_ptr, row_slot, row_scale: As for ``lora_delta_``.
+
+    Returns:
+        The update. [rows, tokens, N].
+    """
+    op, tables = "lora_delta", (slots, row_ptr, row_slot, row_scale)
+    _check(op, x, a, b)
+    table = check_row_table(op, x, x.shape[0], a.shape[0], tables)
+    backend = pick(op, x, ("cpu", "triton"))
+    if backend == "torch":
+        return reference.lora_delta(x, a, b, *tables)
+    y = x.new_zeros(x.shape[0], x.shape[1], b.shape[0])
+    if backend == "cpu":
+        _run(y, x, a, b, table)
+    else:
+        from ..triton_kernels.lora_delta import lora_delta_ as kernel
+
+        kernel(y, x, a, b, *tables)
+    return y
+
+
+def _setup_context(ctx, inputs, output):
+    if any(ctx.needs_input_grad[1:]):
+        raise RuntimeError("lora_delta: the gradient is in x alone; pass a and b detached")
+    ctx.save_for_backward(*inputs[1:])
+
+
+def _backward(ctx, grad):
+    a, b, *tables = ctx.saved_tensors
+    if not last_contiguous(grad):
+        grad = grad.contiguous()
+    return lora_delta(grad, b.T, a.T, *tables), *[None] * 6
+
+
+lora_delta.op.register_autograd(_backward, setup_context=_setup_context)

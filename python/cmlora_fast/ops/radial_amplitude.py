@@ -1,0 +1,60 @@
+"""How much of an image's spectrum lies in its high frequencies."""
+
+import torch
+from torch import Tensor
+
+from .. import _C
+from . import reference
+from ._check import DTYPES, check_floats, last_contiguous, shape_error
+from ._register import register
+from .backends import isa, pick
+
+
+def _fake(latents, cutoff=0.2, log=False):
+    bins = reference.radial_bins(*latents.shape[2:])
+    kind = {"dtype": torch.float32}
+    return latents.new_empty(latents.shape[0], **kind), latents.new_empty(
+        latents.shape[0], bins, **kind
+    )
+
+
+@register(fake=_fake)
+def radial_amplitude(
+    latents: Tensor, cutoff: float = 0.2, log: bool = False
+) -> tuple[Tensor, Tensor]:
+    """``profile[r] = P[r] / max P``, P[r] the mean of |FFT2(mean over C)| over integer radius r
+
+    The radius of a frequency is ``trunc(sqrt((x - W//2)² + (y - H//2)²))`` after fftshift, in
+    index units. Nothing waits for the device. No autograd.
+
+    Args:
+        latents: [B, C, H, W], last dimension contiguous.
+        cutoff: First bin of the high band as a fraction of R_max = sqrt((H//2)² + (W//2)²):
+            max(1, floor(cutoff · R_max)). Above 1 it is the number of that bin.
+        log: Take ln(amplitude + 1e-8) in place of the amplitude.
+
+    Returns:
+        Mean of the profile from the first bin on, NaN where no bin is left [B], and the profile
+        [B, trunc(R_max) + 1]; float32.
+    """
+    op = "radial_amplitude"
+    check_floats(op, "latents", latents)
+    if latents.dim() != 4 or 0 in latents.shape[1:] or not last_contiguous(latents):
+        raise shape_error(op, "latents [B, C, H, W], contiguous in W", latents)
+    if not cutoff >= 0:
+        raise ValueError(f"{op}: expected cutoff >= 0; got {cutoff}")
+    if pick(op, latents, ("cpu",)) == "torch":
+        return reference.radial_amplitude(latents.detach(), cutoff, log)
+    mean, profile = _fake(latents)
+    _C.radial_amplitude(
+        mean.data_ptr(),
+        profile.data_ptr(),
+        latents.data_ptr(),
+        latents.shape,
+        latents.stride(),
+        reference.first_bin(*latents.shape[2:], cutoff),
+        log,
+        DTYPES[latents.dtype],
+        isa(),
+    )
+    return mean, profile
