@@ -15,7 +15,7 @@ NAMES = ("cpu", "cuda", "triton", "torch")
 ISAS = tuple(name for name, _, _ in _C.isas())
 
 _BEST_ISA = _C.best_isa()
-_forced_isa = contextvars.ContextVar("cmlora_fast_isa", default=_BEST_ISA)
+_forced_isa = contextvars.ContextVar("cmlora_fast_isa", default=None)
 _forced_backend = contextvars.ContextVar("cmlora_fast_backend", default=None)
 
 _C.set_fallback_threads(torch.get_num_threads())  # used where torch exports no pool (before 2.10)
@@ -52,13 +52,20 @@ def force(isa: str | None = None, backend: str | None = None) -> Iterator[None]:
 
 def isa() -> int:
     """The instruction set of this call, as ``_C`` counts them."""
-    return _forced_isa.get()
+    forced = _forced_isa.get()
+    return _BEST_ISA if forced is None else forced
 
 
-def pick(op: str, tensor: Tensor, kernels: Collection[str]) -> str:
-    """The backend that a call of ``op`` on ``tensor`` takes, of ``kernels`` and ``"torch"``."""
+def pick(op: str, tensor: Tensor, kernels: Collection[str], *, matmul: bool = False) -> str:
+    """The backend that a call of ``op`` on ``tensor`` takes, of ``kernels`` and ``"torch"``.
+
+    ``matmul`` marks ops made of matrix products. Plain C++ loses those to torch's own by 10 to 30
+    times, so where the processor has nothing better they run their torch twin.
+    """
     forced = _forced_backend.get()
     if forced is None:
+        if matmul and tensor.is_cpu and _BEST_ISA == 0 and _forced_isa.get() is None:
+            return "torch"
         if tensor.is_cpu:
             return "cpu" if "cpu" in kernels else "torch"
         return "triton" if tensor.is_cuda and "triton" in kernels and _has_triton() else "torch"

@@ -82,7 +82,7 @@ def lora_delta_(
         raise shape_error(op, "y without overlap, in itself or with x", y, x)
     check_no_grad(op, "use lora_delta, or torch.no_grad()", y, x, a, b)
     table = check_row_table(op, y, x.shape[0], a.shape[0], tables)
-    backend = pick(op, y, ("cpu", "triton"))
+    backend = pick(op, y, ("cpu", "triton"), matmul=True)
     if backend == "cpu":
         _run(y, x, a, b, table)
         wrote(y)
@@ -127,7 +127,7 @@ def lora_delta(
     op, tables = "lora_delta", (slots, row_ptr, row_slot, row_scale)
     _check(op, x, a, b)
     table = check_row_table(op, x, x.shape[0], a.shape[0], tables)
-    backend = pick(op, x, ("cpu", "triton"))
+    backend = pick(op, x, ("cpu", "triton"), matmul=True)
     if backend == "torch":
         return reference.lora_delta(x, a, b, *tables)
     y = x.new_zeros(x.shape[0], x.shape[1], b.shape[0])

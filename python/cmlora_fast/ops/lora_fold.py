@@ -45,7 +45,7 @@ def lora_fold(
     if not last_contiguous(w):
         raise shape_error(op, "a contiguous last dimension of w", w)
     table = check_row_table(op, w, None, a.shape[0], tables)
-    if pick(op, w, ("cpu",)) == "torch":
+    if pick(op, w, ("cpu",), matmul=True) == "torch":
         return reference.lora_fold(w.detach(), a.detach(), b.detach(), *tables)
     folded = w.new_empty(row_ptr.shape[0] - 1, *w.shape)
     _C.lora_fold(

@@ -98,7 +98,7 @@ def combine_(
     out: Tensor, noise: Tensor, weights: Tensor, guidance_scale: float | None = None
 ) -> None:
     dtype = _accumulator(noise.dtype)
-    mixed = torch.einsum("gjbchw,jb->gbchw", noise.to(dtype), weights.to(dtype))
+    mixed = (noise.to(dtype) * weights.to(dtype)[:, :, None, None, None]).sum(1)
     if guidance_scale is not None:
         unconditional, conditional = mixed
         mixed = unconditional + guidance_scale * (conditional - unconditional)
