@@ -150,7 +150,8 @@ def _backward(ctx, grad):
     a, b, *tables = ctx.saved_tensors
     if not last_contiguous(grad):
         grad = grad.contiguous()
-    return lora_delta(grad, b.T, a.T, *tables), *[None] * 6
+    # The registered op, not the direct call: tracers run this function too.
+    return lora_delta.op(grad, b.T, a.T, *tables), *[None] * 6
 
 
 lora_delta.op.register_autograd(_backward, setup_context=_setup_context)

@@ -1,0 +1,78 @@
+"""Inputs and judgement shared by the tests of the ops."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from cmlora_fast import _C
+from torch import Tensor
+
+
+@dataclass
+class RowTable:
+    """Adapters of each row as lists, e.g. ``[[(0, 0.5)], [], [(2, 1.0), (0, -1.0)]]``."""
+
+    ranks: Sequence[int]
+    rows: Sequence[Sequence[tuple[int, float]]]
+
+    @property
+    def total_rank(self) -> int:
+        return sum(self.ranks)
+
+    def tensors(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """slots, row_ptr, row_slot, row_scale."""
+        entries = [entry for row in self.rows for entry in row]
+        return (
+            offsets(self.ranks),
+            offsets([len(row) for row in self.rows]),
+            torch.tensor([slot for slot, _ in entries], dtype=torch.int32),
+            torch.tensor([scale for _, scale in entries], dtype=torch.float32),
+        )
+
+
+def offsets(sizes: Sequence[int]) -> Tensor:
+    return torch.tensor([0, *sizes]).cumsum(0).to(torch.int32)
+
+
+# Which adapters the rows take; LoRA batches differ in nothing as much as in this.
+MIXES = {
+    "one": RowTable([8], [[(0, 1.0)]]),
+    "plain": RowTable([4, 16, 33], [[(0, 0.8), (1, 1.0), (2, -0.5)]] * 2),  # all on every row
+    "each its own": RowTable([16, 4, 40, 1], [[(j, 0.7)] for j in range(4)]),  # Composite
+    "base row": RowTable([8, 8], [[], [(0, 1.0)], [(1, 0.0)]]),  # no adapter, scale 0
+    "rank 0": RowTable([0, 5, 0], [[(0, 1.0)], [(0, 1.0), (1, 2.0), (2, 1.0)]]),
+    "repeated": RowTable([6, 130], [[(1, 0.5), (1, 0.25), (0, 1.0)], [(1, 0.5)]]),
+    "no entries": RowTable([4], [[], []]),
+    "no rows": RowTable([4], []),
+}
+
+
+FEW = 64  # values; the largest of fewer errors says little about another computation's largest
+
+
+def assert_as_good(ours: Tensor, twin: Tensor, exact: Tensor, terms: Tensor | None = None) -> None:
+    """The error of ours against float64 is at most twice the twin's, plus rounding.
+
+    Rounding is that of the result's dtype at the size of the values, as in flash-attention. For
+    few values it is also float32's at the size of ``terms``, the sums of absolute values.
+    """
+    assert ours.shape == exact.shape and ours.dtype == twin.dtype
+    assert torch.equal(ours.isnan(), twin.isnan())
+    finite = exact.isfinite()
+    if not finite.any():
+        return
+    error, twin_error = ((t.double() - exact)[finite].abs().max() for t in (ours, twin))
+    rounding = 2 * torch.finfo(ours.dtype).eps * exact[finite].abs().max()
+    if terms is not None and exact.numel() < FEW:
+        rounding = rounding + 2 * torch.finfo(torch.float32).eps * terms.max()
+    assert error <= 2 * twin_error + rounding, (error.item(), twin_error.item(), rounding.item())
+
+
+def with_serial_pool(call):
+    """The result of ``call()`` on one thread, without a pool."""
+    pool = _C.current_pool()
+    _C.use_pool(_C.Pool.serial)
+    try:
+        return call()
+    finally:
+        _C.use_pool(pool)

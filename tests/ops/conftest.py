@@ -1,0 +1,29 @@
+import pytest
+import torch
+from cmlora_fast import _C, ops
+
+ISAS = [name for name, _, _ in _C.isas()]
+
+
+@pytest.fixture(autouse=True)
+def seed(request):
+    """Fresh inputs in every run; a failure shows the option that repeats them."""
+    chosen = request.config.option.seed
+    print(f"--seed={chosen}")
+    torch.manual_seed(chosen)
+
+
+@pytest.fixture(params=ISAS)
+def isa(request):
+    """Runs the test once per instruction set."""
+    try:
+        forced = ops.force(isa=request.param)
+        with forced:
+            yield request.param
+    except RuntimeError as error:
+        pytest.skip(str(error))
+
+
+@pytest.fixture(params=[torch.float32, torch.bfloat16, torch.float16], ids=str)
+def dtype(request):
+    return request.param

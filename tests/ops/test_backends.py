@@ -1,0 +1,81 @@
+import json
+
+import pytest
+import torch
+from cmlora_fast import _C, ops
+from cmlora_fast.ops import backends, reference
+
+
+def current():
+    return backends.ISAS[backends.isa()]
+
+
+def test_every_backend_says_why():
+    found = backends.backends()
+    assert list(found) == ["cpu", "cuda", "triton", "torch"]
+    for entry in found.values():
+        assert isinstance(entry["available"], bool) and entry["reason"]
+    assert found["cpu"]["available"] and found["cpu"]["detail"]["isa"] in backends.ISAS
+    json.dumps(found)
+
+
+def test_torch_lends_its_threads():
+    assert backends.backends()["cpu"]["detail"]["thread_pool"] == "torch_parallel_for"
+    assert _C.current_pool() == _C.Pool.torch
+
+
+def test_force_nests_and_restores():
+    outside = current()
+    with ops.force(isa="scalar"):
+        assert current() == "scalar"
+        with ops.force(backend="torch"):
+            assert current() == "scalar"
+            assert backends.pick("op", torch.zeros(1), ("cpu",)) == "torch"
+        assert backends.pick("op", torch.zeros(1), ("cpu",)) == "cpu"
+    with pytest.raises(KeyError), ops.force(isa="scalar", backend="torch"):
+        raise KeyError
+    assert current() == outside
+    assert backends.pick("op", torch.zeros(1), ("cpu",)) == "cpu"
+
+
+def test_force_runs_the_twin():
+    latents = torch.randn(1, 4, 16, 16)
+    with ops.force(backend="torch"):
+        forced = ops.radial_amplitude(latents)
+    assert torch.equal(forced[1], reference.radial_amplitude(latents)[1])
+
+
+def test_unknown_and_missing_names():
+    with pytest.raises(ValueError, match=r"force: expected isa of scalar.*; got 'sse9'"):
+        with ops.force(isa="sse9"):
+            pass
+    with pytest.raises(ValueError, match=r"force: expected backend of cpu, cuda.*; got 'gpu'"):
+        with ops.force(backend="gpu"):
+            pass
+    if not torch.cuda.is_available():
+        with pytest.raises(RuntimeError, match=r"force: backend 'cuda' is not available: .*CUDA"):
+            with ops.force(backend="cuda"):
+                pass
+    assert current() == backends.ISAS[_C.best_isa()]
+
+
+def test_plain_cpp_leaves_matrix_products_to_torch(monkeypatch):
+    monkeypatch.setattr(backends, "_BEST_ISA", 0)
+    y = torch.zeros(1)
+    assert backends.pick("op", y, ("cpu",), matmul=True) == "torch"
+    assert backends.pick("op", y, ("cpu",)) == "cpu"
+    with ops.force(isa="scalar"):
+        assert backends.pick("op", y, ("cpu",), matmul=True) == "cpu"
+
+
+def test_missing_isa_names_the_reason(monkeypatch):
+    monkeypatch.setattr(backends, "ISAS", ("scalar", "avx2", "avx512"))
+    monkeypatch.setattr(_C, "isas", lambda: [("scalar", True, ""), ("avx2", False, "no AVX2")] * 2)
+    with pytest.raises(RuntimeError, match="force: isa 'avx2' is not available: no AVX2"):
+        with ops.force(isa="avx2"):
+            pass
+
+
+def test_only_a_processor_has_c_kernels():
+    with ops.force(backend="cpu"), pytest.raises(RuntimeError, match=r"op: backend 'cpu' .* meta"):
+        backends.pick("op", torch.zeros(1, device="meta"), ("cpu",))

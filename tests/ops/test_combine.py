@@ -1,0 +1,112 @@
+import pytest
+import torch
+from cmlora_fast import ops
+from cmlora_fast.ops import reference
+from op_checks import assert_as_good, with_serial_pool
+from torch.library import opcheck
+
+SHAPES = [  # G, J, B, C, H, W
+    (1, 1, 1, 1, 1, 1),  # the smallest
+    (2, 5, 1, 4, 32, 32),  # five adapters, one image
+    (2, 3, 4, 4, 5, 7),  # nothing divides a vector
+    (3, 2, 2, 1, 3, 33),  # three guidance parts
+    (2, 0, 1, 4, 3, 3),  # no rows: zero
+    (2, 2, 0, 4, 3, 3),  # no images
+]
+
+
+def make_inputs(shape, dtype=torch.float32, guided=False):
+    noise, weights = torch.randn(shape), torch.randn(shape[1:3])
+    out = torch.full(shape[2:] if guided else (shape[0], *shape[2:]), float("nan"))
+    return out.to(dtype), noise.to(dtype), weights
+
+
+def check(out, noise, weights, guidance_scale=None):
+    def apply(op, out, noise):
+        op(out, noise, weights, guidance_scale)
+        return out
+
+    exact = apply(reference.combine_, out.double(), noise.double())
+    twin = apply(reference.combine_, out.clone(), noise)
+    spread = (noise.double().abs() * weights.abs()[:, :, None, None, None]).sum(1)
+    terms = spread * (1 + 2 * abs(guidance_scale or 0))
+    assert_as_good(apply(ops.combine_, out, noise), twin, exact, terms)
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_matches_reference(shape, dtype, isa):
+    check(*make_inputs(shape, dtype))
+
+
+@pytest.mark.parametrize("scale", [0.0, 1.0, 7.5, -3.0])
+@pytest.mark.parametrize("shape", [shape for shape in SHAPES if shape[0] == 2], ids=str)
+def test_guided_matches_reference(shape, scale, dtype, isa):
+    check(*make_inputs(shape, dtype, guided=True), scale)
+
+
+def test_strided_inputs(dtype, isa):
+    out, noise, weights = make_inputs((2, 3, 2, 4, 6, 9), dtype, guided=True)
+    rows = noise.movedim(0, 1).contiguous().movedim(1, 0)  # rows before guidance parts
+    check(out, rows, weights, 7.5)
+    wide = torch.zeros(2, 8, 6, 20).to(dtype)
+    check(wide[:, 2:6, :, 3:12], noise[..., :9], weights, 2.0)
+    check(wide[:, 2:6, :3, 3:12], noise[..., ::2, :], weights, 2.0)
+    check(out, noise[:1].expand(2, -1, -1, -1, -1, -1), weights, 2.0)
+    assert not wide[:, :2].any() and not wide[..., 12:].any()
+
+
+@pytest.mark.parametrize("value", [1e4, 1e-6])
+def test_extreme_values(value, dtype, isa):
+    out, noise, weights = make_inputs((2, 3, 1, 4, 8, 8), dtype)
+    check(out, (noise * value).to(dtype), weights / 10)
+
+
+def test_one_row_of_weight_one_is_itself(dtype, isa):
+    out, noise, _ = make_inputs((2, 1, 2, 4, 5, 7), dtype)
+    ops.combine_(out, noise, torch.ones(1, 2))
+    assert torch.equal(out, noise[:, 0])
+
+
+def test_repeatable_and_independent_of_neighbours(dtype, isa):
+    out, noise, weights = make_inputs((2, 4, 6, 4, 32, 32), dtype, guided=True)
+    ops.combine_(out, noise, weights, 7.5)
+    again = torch.empty_like(out)
+    with_serial_pool(lambda: ops.combine_(again, noise, weights, 7.5))
+    assert torch.equal(again, out)
+    one = torch.empty_like(out[2:3])
+    ops.combine_(one, noise[:, :, 2:3], weights[:, 2:3].contiguous(), 7.5)
+    assert torch.equal(one, out[2:3])
+
+
+def test_registration():
+    opcheck(ops.combine_.op, make_inputs((2, 3, 1, 4, 2, 2)))
+    opcheck(ops.combine_.op, (*make_inputs((2, 3, 1, 4, 2, 2), guided=True), 7.5))
+
+
+def test_compiles_without_graph_break():
+    out, noise, weights = make_inputs((2, 3, 1, 4, 2, 2), guided=True)
+    expected = out.clone()
+    ops.combine_(expected, noise, weights, 7.5)
+    compiled = torch.compile(ops.combine_, fullgraph=True, backend="aot_eager")
+    compiled(out, noise, weights, 7.5)
+    assert torch.equal(out, expected)
+
+
+def test_wrong_arguments_are_named():
+    out, noise, weights = make_inputs((2, 3, 1, 4, 2, 2))
+    wrong = [
+        ((out, noise[0], weights), ValueError, r"noise \[G, J, B, C, H, W\]"),
+        ((out, noise, weights[1:]), ValueError, r"weights \[J, B\]"),
+        ((out, noise, weights.double()), TypeError, r"weights \[J, B\] as float32 tensor"),
+        ((out, noise, torch.ones(3, 2)[:, :1]), ValueError, "contiguous"),
+        ((out, noise.half(), weights), TypeError, "out, noise of one dtype"),
+        ((out[0], noise, weights), ValueError, r"out \[G, B, C, H, W\]"),
+        ((out, noise, weights, 2.0), ValueError, r"out \[B, C, H, W\]"),
+        ((out[0], noise[:1], weights, 2.0), ValueError, "two guidance parts"),
+        ((out[:1].expand(2, -1, -1, -1, -1), noise, weights), ValueError, "without overlap"),
+        ((out, noise.clone().requires_grad_(), weights), RuntimeError, "records no gradient"),
+    ]
+    for arguments, error, message in wrong:
+        with pytest.raises(error, match="combine_: .*" + message):
+            ops.combine_(*arguments)
+    assert out.isnan().all()
