@@ -91,6 +91,12 @@ class Walk:
         self.early = True
         self._refreshed_at: dict[int, int] = {}
 
+    def fork(self) -> Walk:
+        """A walk for another image that has gone the same way so far."""
+        walk = Walk(self.plan)
+        walk.early, walk._refreshed_at = self.early, dict(self._refreshed_at)
+        return walk
+
     def choose(self, i: int, reading: float | None = None) -> tuple[Choice, bool | None]:
         """Choice and stage of step ``i`` (call once per step, in order).
 

@@ -1,0 +1,6 @@
+"""What is loaded in a model, and the weights that its layers run with."""
+
+from .peft import AdaptedLayer, LoadedAdapters, read_adapters
+from .weights import WeightStore
+
+__all__ = ["AdaptedLayer", "LoadedAdapters", "WeightStore", "read_adapters"]

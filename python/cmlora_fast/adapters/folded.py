@@ -1,0 +1,82 @@
+"""Folded weights: W' = W + Σ scale B A per adapter subset, accumulated in float32."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .. import ops
+from .peft import AdaptedLayer
+from .slab import Slab, pack
+
+__all__ = ["FoldedLayer"]
+
+
+class FoldedLayer:
+    """One weight per subset of a Linear or Conv2d layer; rows run with the weight of theirs."""
+
+    def __init__(self, layer: AdaptedLayer, subsets: Sequence[tuple[str, ...]], scale: float):
+        self.base = layer.base
+        slab = pack(layer, subsets, scale)
+        folded = iter(_fold(layer.base, slab))
+        self.weights: list[Tensor] = [
+            next(folded) if touched else layer.base.weight.detach() for touched in slab.touched
+        ]
+        self.bytes = (
+            sum(slab.touched) * layer.base.weight.numel() * layer.base.weight.element_size()
+        )
+
+    def __call__(self, x: Tensor, rows) -> Tensor:
+        """x: (rows, tokens, K), (rows, K) or (rows, C, H, W) -> the layer's output."""
+        if x.shape[0] == 1 and rows.count > 1:
+            x = x.expand(rows.count, *x.shape[1:])
+        segments = self._merged(rows.segments)
+        if len(segments) == 1:
+            return self._run(x, segments[0][0])
+        if isinstance(self.base, nn.Linear) and not torch.is_grad_enabled():
+            return self._linear_into(x, segments)
+        return torch.cat([self._run(x[start:stop], w) for w, start, stop in segments])
+
+    def _merged(self, segments) -> list[tuple[Tensor, int, int]]:
+        """(weight, start, stop), with neighbours that share a weight joined."""
+        merged: list[tuple[Tensor, int, int]] = []
+        for subset, start, stop in segments:
+            weight = self.weights[subset]
+            if merged and merged[-1][0] is weight:
+                start = merged.pop()[1]
+            merged.append((weight, start, stop))
+        return merged
+
+    def _run(self, x: Tensor, weight: Tensor) -> Tensor:
+        base = self.base
+        if isinstance(base, nn.Linear):
+            return F.linear(x, weight, base.bias)
+        return F.conv2d(x, weight, base.bias, base.stride, base.padding, base.dilation, base.groups)
+
+    def _linear_into(self, x: Tensor, segments: list[tuple[Tensor, int, int]]) -> Tensor:
+        """One GEMM per segment, each written straight into its slice of the output."""
+        x = x.contiguous()
+        y = x.new_empty(*x.shape[:-1], self.base.out_features)
+        for weight, start, stop in segments:
+            source, target = x[start:stop].flatten(0, -2), y[start:stop].flatten(0, -2)
+            if self.base.bias is None:
+                torch.mm(source, weight.t(), out=target)
+            else:
+                torch.addmm(self.base.bias, source, weight.t(), out=target)
+        return y
+
+
+@torch.no_grad()
+def _fold(base: nn.Module, slab: Slab) -> Tensor:
+    """(touched subsets, *weight.shape), from the pristine weight of ``base``."""
+    pristine = base.weight.detach()
+    row_ptr, row_slot, row_scale = slab.tables(
+        [index for index, touched in enumerate(slab.touched) if touched]
+    )
+    folded = ops.lora_fold(
+        pristine.flatten(1), slab.a, slab.b, slab.slots, row_ptr, row_slot, row_scale
+    )
+    return folded.view(-1, *pristine.shape)

@@ -1,0 +1,176 @@
+"""Reads the LoRA layers that PEFT put into a model; refuses what is not plain LoRA."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from peft.tuners.lora import LoraLayer
+from peft.tuners.lora import layer as peft_lora
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import Tensor, nn
+
+__all__ = ["AdaptedLayer", "LayerAdapter", "LoadedAdapters", "fingerprint", "read_adapters"]
+
+
+@dataclass(frozen=True)
+class LayerAdapter:
+    """One adapter in one layer: ``a`` [R, K...], ``b`` [N, R...], weight * alpha / rank."""
+
+    a: Tensor
+    b: Tensor
+    scaling: float
+
+
+@dataclass(frozen=True)
+class AdaptedLayer:
+    """A PEFT layer with the active adapters that touch it, in order."""
+
+    name: str
+    module: nn.Module
+    base: nn.Module
+    adapters: dict[str, LayerAdapter]
+
+
+@dataclass(frozen=True)
+class LoadedAdapters:
+    """Active adapters of non-zero weight in ``set_adapters`` order, and every adapted layer."""
+
+    names: tuple[str, ...] = ()
+    layers: tuple[AdaptedLayer, ...] = ()
+    loaded: frozenset[str] = field(default_factory=frozenset)
+
+
+def fingerprint(*tensors: Tensor) -> tuple:
+    """Changes whenever a tensor's identity, storage, dtype, device or version does.
+
+    Only comparable while the tensors are alive: whoever keeps a fingerprint keeps the tensors.
+    """
+    return tuple((id(t), t.data_ptr(), _version(t), t.dtype, t.device) for t in tensors)
+
+
+def _version(tensor: Tensor) -> int:
+    return 0 if tensor.is_inference() else tensor._version
+
+
+def read_adapters(model: nn.Module) -> LoadedAdapters:
+    """The adapters that PEFT would compute in ``model`` right now.
+
+    Raises:
+        ValueError: An active adapter that is not plain LoRA (named), is fused into the weights, or
+            holds a NaN or infinity.
+    """
+    order: dict[str, bool] = {}
+    found, loaded = [], set()
+    for name, module in model.named_modules():
+        if not isinstance(module, BaseTunerLayer):
+            continue
+        loaded.update(module._get_available_adapters())
+        active = _active(module)
+        _refuse(name, module, active)
+        adapters = {key: _layer_adapter(module, key) for key in active}
+        for key, adapter in adapters.items():
+            order[key] = order.get(key, False) or adapter.scaling != 0
+        found.append(AdaptedLayer(name, module, module.get_base_layer(), adapters))
+    names = tuple(key for key in _ordered(model, order) if order[key])
+    layers = tuple(_without_zero(layer, names) for layer in found)
+    return LoadedAdapters(names, layers, frozenset(loaded))
+
+
+def _ordered(model: nn.Module, order: dict[str, bool]) -> list[str]:
+    """``set_adapters`` order: of the first layer that lists them, whether it has them or not."""
+    names: dict[str, None] = {}
+    for module in model.modules():
+        if isinstance(module, BaseTunerLayer) and not module.disable_adapters:
+            names.update(dict.fromkeys(module.active_adapters))
+            if all(key in names for key in order):
+                break
+    return [key for key in names if key in order]
+
+
+def _active(module: BaseTunerLayer) -> list[str]:
+    if module.disable_adapters:
+        return []
+    available = module._get_available_adapters()
+    return [name for name in module.active_adapters if name in available]
+
+
+def _layer_adapter(module: LoraLayer, key: str) -> LayerAdapter:
+    return LayerAdapter(
+        module.lora_A[key].weight, module.lora_B[key].weight, float(module.scaling[key])
+    )
+
+
+def _without_zero(layer: AdaptedLayer, names: tuple[str, ...]) -> AdaptedLayer:
+    kept = {
+        key: adapter
+        for key, adapter in layer.adapters.items()
+        if key in names and adapter.scaling != 0
+    }
+    return AdaptedLayer(layer.name, layer.module, layer.base, kept)
+
+
+def _refuse(name: str, module: BaseTunerLayer, active: list[str]) -> None:
+    """Raise for anything in this layer that would be wrong to compute as plain LoRA."""
+    if getattr(module, "merged_adapters", None):
+        fused = ", ".join(repr(key) for key in module.merged_adapters)
+        raise ValueError(
+            f"adapter {fused}: its weights are fused into layer {name!r}; expected unfused "
+            "adapters: call pipe.unfuse_lora() first"
+        )
+    for key in active:
+        kind = _kind(module, key)
+        if kind is not None:
+            raise ValueError(
+                f"adapter {key!r}: layer {name!r} holds {kind}; expected plain LoRA on a Linear or "
+                "Conv2d layer (disable or delete this adapter)"
+            )
+
+
+def _kind(module: BaseTunerLayer, key: str) -> str | None:
+    """What ``key`` is in this layer if it is not plain LoRA."""
+    if type(module) not in (peft_lora.Linear, peft_lora.Conv2d):
+        family = type(module).__module__.split(".")
+        tuner = family[2] if family[:2] == ["peft", "tuners"] and len(family) > 2 else "?"
+        return f"{_TUNER_NAMES.get(tuner, tuner)} ({type(module).__name__})"
+    if key in module.lora_variant:
+        return type(module.lora_variant[key]).__name__.removesuffix("Variant")
+    if module.use_dora.get(key):
+        return "DoRA"
+    if module.lora_bias.get(key) or getattr(module.lora_B[key], "bias", None) is not None:
+        return "LoRA with bias"
+    if getattr(module.get_base_layer(), "groups", 1) != 1:
+        return "LoRA on a grouped convolution"
+    dropout = module.lora_dropout[key]
+    if module.training and getattr(dropout, "p", 0) > 0:
+        return "LoRA with dropout in training mode"
+    return None
+
+
+_TUNER_NAMES = {"loha": "LoHa", "lokr": "LoKr", "oft": "OFT", "boft": "BOFT", "ia3": "IA3"}
+
+
+class FiniteCheck:
+    """Refuses NaN and infinity in adapters, looking at each tensor once per version."""
+
+    def __init__(self) -> None:
+        self._seen: dict[int, tuple[Tensor, tuple]] = {}
+
+    def __call__(self, adapters: LoadedAdapters) -> None:
+        seen = {}
+        for layer in adapters.layers:
+            for key, adapter in layer.adapters.items():
+                for part, tensor in (("lora_A", adapter.a), ("lora_B", adapter.b)):
+                    mark = fingerprint(tensor)
+                    known = self._seen.get(id(tensor))
+                    if (known is None or known[1] != mark) and not _finite(tensor):
+                        raise ValueError(
+                            f"adapter {key!r}: {layer.name}.{part}.weight holds NaN or infinity; "
+                            "expected finite numbers (reload or delete this adapter)"
+                        )
+                    seen[id(tensor)] = (tensor, mark)
+        self._seen = seen
+
+
+def _finite(tensor: Tensor) -> bool:
+    return bool(torch.isfinite(tensor.detach()).all())

@@ -1,0 +1,93 @@
+"""The hooks at a pipeline's border: the UNet's forward, the scheduler's step and encode_prompt."""
+
+from __future__ import annotations
+
+import functools
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor
+
+from .unet.patches import Patches
+
+__all__ = ["Border"]
+
+
+class Border:
+    """Calls ``owner`` where a pipeline starts a call, runs its UNet and steps its scheduler.
+
+    ``owner`` has ``start(encode)``, ``unet_call(plain, args, kwargs)`` and ``after_step(latents)``.
+    Every hook is an instance attribute and keeps the signature of what it shadows: pipelines ask
+    for it to find out whether a scheduler takes ``eta`` and ``generator``.
+    """
+
+    def __init__(self, pipe: Any, owner: Any):
+        self._pipe = weakref.ref(pipe)
+        self._owner = owner
+        self._patches, self._scheduler_patches = Patches(), Patches()
+        self.unet: Any = None
+        self.scheduler: Any = None
+
+    @property
+    def pipe(self) -> Any:
+        return self._pipe()
+
+    def attach(self) -> None:
+        """Hook the pipeline, its UNet and its scheduler as they are."""
+        pipe, unet = self.pipe, self.pipe.unet
+        self.unet = unet
+        # accelerate's offloading moves the weights and then calls _old_forward: hook beneath it.
+        name = "_old_forward" if "_old_forward" in unet.__dict__ else "forward"
+        forward = getattr(unet, name)
+        other = getattr(forward, "border", None)
+        if other is not None and other.pipe is not None:
+            raise RuntimeError(
+                "pipe: its UNet is enabled through another pipeline that shares it; "
+                "call disable on that one first"
+            )
+        hook = _shadow(forward, self._unet_forward)
+        hook.border = self
+        self._patches.set(unet, name, hook)
+        if hasattr(pipe, "encode_prompt"):
+            hook = _shadow(pipe.encode_prompt, self._encode_prompt)
+            self._patches.set(pipe, "encode_prompt", hook)
+        self.follow_scheduler()
+
+    def detach(self) -> None:
+        """Leave everything as it was found."""
+        self._scheduler_patches.restore()
+        self._patches.restore()
+        self.unet = self.scheduler = None
+
+    def follow_scheduler(self) -> None:
+        """Hook the scheduler that the pipeline has by now; let go of the one it had."""
+        scheduler = getattr(self.pipe, "scheduler", None)
+        if scheduler is self.scheduler:
+            return
+        self._scheduler_patches.restore()
+        self.scheduler = scheduler
+        if hasattr(scheduler, "step"):
+            hook = _shadow(scheduler.step, self._scheduler_step)
+            self._scheduler_patches.set(scheduler, "step", hook)
+
+    def _unet_forward(self, original: Callable, *args, **kwargs):
+        return self._owner.unet_call(original, args, kwargs)
+
+    def _encode_prompt(self, original: Callable, *args, **kwargs):
+        return self._owner.start(functools.partial(original, *args, **kwargs))
+
+    def _scheduler_step(self, original: Callable, *args, **kwargs):
+        result = original(*args, **kwargs)
+        latents = result[0] if isinstance(result, tuple) else result.prev_sample
+        if isinstance(latents, Tensor):
+            self._owner.after_step(latents)
+        return result
+
+
+def _shadow(original: Callable, replacement: Callable) -> Callable:
+    @functools.wraps(original)
+    def hook(*args, **kwargs):
+        return replacement(original, *args, **kwargs)
+
+    return hook

@@ -1,0 +1,306 @@
+"""What ``enable`` adds to one pipeline: turns its UNet calls into the steps of a plan."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import psutil
+import torch
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionOutput
+from torch import Tensor
+
+from . import ops
+from .adapters import LoadedAdapters, read_adapters
+from .adapters.peft import FiniteCheck
+from .adapters.text import only_adapter
+from .border import Border
+from .methods import Merge, Method, Switch
+from .run import Run
+from .schedule import plan
+from .stepplan import Plan
+from .summary import Summary
+from .unet.cache import FeatureCache
+from .unet.executor import Executor, combine
+from .unet.inputs import UNetInputs, read_call
+from .unet.topology import find_cut
+
+__all__ = ["Engine", "Settings"]
+
+FEW_STEPS = 8  # below this, features differ too much from step to step to be reused unseen
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What ``enable`` was asked for; ``method`` None is the lossless mode."""
+
+    method: Method | None = None
+    backend: str = "auto"
+    weights: str = "auto"
+    max_rows: int | None = None
+    record: bool = False
+
+    @property
+    def planned(self) -> Method:
+        return Merge() if self.method is None else self.method
+
+
+class Engine:
+    """The state of an enabled pipeline: settings, the run in progress, the last summary."""
+
+    def __init__(self, pipe: Any, settings: Settings, summary: Summary):
+        self.settings = settings
+        self.summary = summary
+        self._border = Border(pipe, self)
+        self._finite = FiniteCheck()
+        self._executor: Executor | None = None
+        self._adapters = LoadedAdapters()
+        self._run: Run | None = None
+        self._armed = False
+        self._steps_before: Any = None
+
+    def attach(self) -> None:
+        """Hook the pipeline; raises before anything is changed (see ``check``)."""
+        self._adapters = self.check(self.settings)
+        self._executor = Executor(self._border.pipe.unet)
+        self._border.attach()
+
+    def detach(self) -> None:
+        """Leave the pipeline as it was found."""
+        self._drop_run()
+        self._border.detach()
+        if self._executor is not None:
+            self._executor.detach()
+
+    def check(self, settings: Settings) -> LoadedAdapters:
+        """The pipeline's adapters, if a run with ``settings`` would be sound; changes nothing.
+
+        Raises:
+            ValueError: An adapter that is not plain LoRA or not finite, a cache position outside
+                the UNet, or a name in ``low_frequency`` that is not loaded.
+        """
+        unet, method = self._border.pipe.unet, settings.planned
+        adapters = read_adapters(unet)
+        self._finite(adapters)
+        position = (method.cache_layer_id, method.cache_block_id)
+        default = (Method.cache_layer_id, Method.cache_block_id)
+        if method.cache_interval != 1 or position != default:
+            try:
+                find_cut(unet, *position)
+            except ValueError as error:
+                raise ValueError(f"{type(method).__name__}: {error}") from None
+        _check_names(method, adapters)
+        return adapters
+
+    # --- called from the border ---------------------------------------------------------------
+
+    def start(self, encode: Callable[[], Any]) -> Any:
+        """A pipeline call begins: read the adapters, forget the last call, encode the prompt."""
+        self._drop_run()
+        self._border.follow_scheduler()
+        if self._border.pipe.unet is not self._border.unet:
+            self._follow_unet()
+        self._adapters = self.check(self.settings)
+        self._armed = True
+        # The pipeline sets its step count anew before the first UNet call: an old one would lie.
+        self._steps_before = self._border.pipe.__dict__.pop("_num_timesteps", None)
+        with only_adapter(self._border.pipe, self._text_adapter()):
+            return encode()
+
+    def unet_call(self, plain: Callable[..., Any], args: tuple, kwargs: dict[str, Any]) -> Any:
+        """One UNet call of the pipeline, whose answer has the shape that the pipeline expects."""
+        if self._border.pipe is None:  # the UNet outlived the pipeline that was enabled
+            return plain(*args, **kwargs)
+        inputs = read_call(self._border.unet, args, kwargs)
+        if self._run is None or self._run.finished:
+            self._begin(inputs)
+        started = time.perf_counter()
+        with ops.force(backend=_forced(self.settings.backend)):
+            out = self._step(plain, inputs, args, kwargs, started)
+        self.summary.peak_bytes = max(self.summary.peak_bytes, _memory(inputs.sample.device))
+        if self._run.expected == 0:  # outside a pipeline nothing tells when the call is over
+            self._finish()
+        if isinstance(out, Tensor):
+            return UNet2DConditionOutput(sample=out) if inputs.return_dict else (out,)
+        return out
+
+    def after_step(self, latents: Tensor) -> None:
+        """The scheduler has answered: one evaluation of the plan is done."""
+        if self._run is None or self._run.finished:
+            return
+        with ops.force(backend=_forced(self.settings.backend)):
+            self._run.after_step(latents)
+        if self._run.finished:
+            self._finish()
+
+    # --- a run --------------------------------------------------------------------------------
+
+    def _begin(self, inputs: UNetInputs) -> None:
+        """At the first UNet call the pipeline knows its own number of steps."""
+        expected, order = 0, 1
+        if self._armed:
+            expected = self._timesteps()
+            order = max(1, getattr(self._border.scheduler, "order", 1))
+        else:
+            self._drop_run()
+            self._adapters = self.check(self.settings)
+        self._armed = False
+        method, T = self.settings.planned, max(1, -(-expected // order))
+        schedule = plan(method, self._adapters.names, T, guided=self._guided())
+        self._check_band(schedule, inputs)
+        self._executor.prepare(
+            self._adapters, schedule.subsets, inputs.scale, self.settings.weights
+        )
+        reason = self._executor.opaque(inputs)
+        if not schedule.reuse and not self.settings.record:
+            reason = "the method reuses nothing"
+        cache = None
+        if reason is None:  # recording wants the features even where nothing is reused
+            position = (method.cache_layer_id, method.cache_block_id)
+            cache = FeatureCache(find_cut(self._border.unet, *position))
+        if reason is None and schedule.reuse:
+            self._warn_of_caching(expected)
+        self.summary = self._new_summary(reason)
+        self._run = Run(schedule, order, expected, self.summary, cache, self.settings.record)
+
+    def _step(
+        self,
+        plain: Callable[..., Any],
+        inputs: UNetInputs,
+        args: tuple,
+        kwargs: dict[str, Any],
+        started: float,
+    ) -> Any:
+        run = self._run
+        run.begin_batch(inputs.batch)
+        decision = run.decide(inputs.batch, self._images(inputs.batch), inputs.sample.device)
+        run.note(decision, _number(inputs.timestep), started)
+        if run.cache is None and run.plan.subsets == ((),):
+            return plain(*args, **kwargs)  # no adapter, nothing reused: the plain pipeline
+        noise = self._executor.run(plain, inputs, decision.rows, self.settings.max_rows, run.cache)
+        if run.record and run.cache is not None:
+            run.keep_features(decision)
+        return combine(noise, decision.weights)
+
+    def _finish(self) -> None:
+        """Free what a run holds; its summary stays."""
+        self._run.collect()
+        self._run.cache = None
+        if self._run.expected == 0:
+            self._run = None
+        self._executor.forget()
+
+    def _drop_run(self) -> None:
+        self._armed = False
+        if self._run is not None:
+            self._run.collect()
+            self._run = None
+        if self._executor is not None:
+            self._executor.forget()
+        if self._steps_before is not None:
+            self._border.pipe.__dict__.setdefault("_num_timesteps", self._steps_before)
+            self._steps_before = None
+
+    def _follow_unet(self) -> None:
+        self._executor.detach()
+        self._border.detach()
+        self._executor = Executor(self._border.pipe.unet)
+        self._border.attach()
+
+    # --- what the pipeline knows ----------------------------------------------------------------
+
+    def _timesteps(self) -> int:
+        steps = getattr(self._border.pipe, "_num_timesteps", None)
+        if steps is None:
+            timesteps = getattr(self._border.scheduler, "timesteps", None)
+            steps = 1 if timesteps is None else len(timesteps)
+        return max(1, int(steps))
+
+    def _guided(self) -> bool:
+        return bool(getattr(self._border.pipe, "do_classifier_free_guidance", True))
+
+    def _images(self, batch: int) -> int:
+        """Images behind ``batch`` samples, which come as [unconditional images; conditional]."""
+        if self._run.readings is not None and batch % len(self._run.readings) == 0:
+            return len(self._run.readings)
+        parts = 2 if self._guided() and self._run.expected else 1
+        return batch // parts if batch % parts == 0 else batch
+
+    def _text_adapter(self) -> str | None:
+        """The released Switch encodes its prompt with the first adapter alone active."""
+        if not isinstance(self.settings.method, Switch) or not self._adapters.names:
+            return None
+        first = plan(self.settings.method, self._adapters.names, 1)
+        return first.subsets[first.steps[0].groups[0]][0]
+
+    # --- warnings and reports -------------------------------------------------------------------
+
+    def _check_band(self, schedule: Plan, inputs: UNetInputs) -> None:
+        """Refuse a frequency band that these latents do not have."""
+        measure = schedule.measure
+        if measure is None or measure.nan_is_late:
+            return
+        height, width = inputs.sample.shape[-2:]
+        largest = ((height // 2) ** 2 + (width // 2) ** 2) ** 0.5
+        cut = measure.cutoff if measure.cutoff > 1 else max(1, int(measure.cutoff * largest))
+        if cut > int(largest):
+            raise ValueError(
+                f"CMLoRA.cutoff: expected a bin up to {int(largest)} for {height}x{width} latents; "
+                f"got {measure.cutoff!r}, which leaves the band empty"
+            )
+
+    def _warn_of_caching(self, expected: int) -> None:
+        scheduler = self._border.scheduler
+        name = type(scheduler).__name__
+        algorithm = str(
+            getattr(getattr(scheduler, "config", {}), "get", dict().get)("algorithm_type")
+        )
+        if "Ancestral" in name or algorithm.startswith("sde"):
+            warnings.warn(
+                f"{name} adds fresh noise at every step, which cached features do not follow; "
+                "expect lower quality, or set cache_interval=1",
+                stacklevel=2,
+            )
+        if 0 < expected < FEW_STEPS:
+            warnings.warn(
+                f"{expected} steps with feature caching: below {FEW_STEPS} the features change "
+                "much from step to step; use more steps or cache_interval=1",
+                stacklevel=2,
+            )
+
+    def _new_summary(self, no_cache: str | None) -> Summary:
+        method = self.settings.method
+        return Summary(
+            method=None if method is None else type(method).__name__.lower(),
+            adapters=self._adapters.names,
+            backend=self.settings.backend,
+            weights=asdict(self._executor.store.report),
+            cache={"used": no_cache is None, "reason": no_cache or "as the method schedules"},
+        )
+
+
+def _check_names(method: Method, adapters: LoadedAdapters) -> None:
+    for name in getattr(method, "low_frequency", None) or ():
+        if name not in adapters.loaded:
+            loaded = ", ".join(map(repr, sorted(adapters.loaded))) or "none"
+            raise ValueError(
+                f"{type(method).__name__}.low_frequency: expected names of loaded adapters "
+                f"({loaded}); got {name!r}"
+            )
+
+
+def _forced(backend: str) -> str | None:
+    return None if backend == "auto" else backend
+
+
+def _number(timestep: Tensor | float | int) -> float:
+    return float(timestep.flatten()[0]) if isinstance(timestep, Tensor) else float(timestep)
+
+
+def _memory(device: torch.device) -> int:
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return psutil.Process().memory_info().rss

@@ -1,0 +1,48 @@
+"""Cached deep features, kept where the up block reads them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from .. import ops
+from .rows import Chunk
+from .topology import Cut
+
+__all__ = ["FeatureCache"]
+
+
+@dataclass
+class FeatureCache:
+    """Features of every row of a run, in a buffer that is the input of the resnet they enter.
+
+    ``buffer`` (rows, C_hidden + C_skip, h, w): the first channels are the cache, the skip fills
+    the rest at every step, so that nothing is gathered or concatenated. ``filled`` holds the rows
+    whose features are valid.
+    """
+
+    cut: Cut
+    buffer: Tensor | None = None
+    hidden_channels: int = 0
+    filled: set[int] = field(default_factory=set)
+
+    @property
+    def features(self) -> Tensor:
+        """(rows, C_hidden, h, w), a view."""
+        return self.buffer[:, : self.hidden_channels]
+
+    def refresh(self, fresh: Tensor, skip_channels: int, chunk: Chunk) -> None:
+        """Keep ``fresh`` (deep rows, C_hidden, h, w) for the chunk's deep rows."""
+        if self.buffer is None:
+            self.hidden_channels = fresh.shape[1]
+            channels = fresh.shape[1] + skip_channels
+            self.buffer = fresh.new_empty(chunk.total, channels, *fresh.shape[2:])
+        ops.cache_refresh_(self.features, fresh, chunk.deep_index)
+        self.filled.update(chunk.deep_rows)
+
+    def joined(self, chunk: Chunk, skip: Tensor) -> Tensor:
+        """(count, C_hidden + C_skip, h, w): the features of the chunk's rows beside ``skip``."""
+        target = self.buffer[chunk.start : chunk.stop]
+        target[:, self.hidden_channels :] = skip
+        return target

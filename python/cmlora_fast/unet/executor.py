@@ -1,0 +1,157 @@
+"""Runs the rows of a step on a UNet: weights, text, chunks, and the weighted sum of predictions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .. import ops
+from ..adapters import LoadedAdapters, WeightStore
+from ..adapters.peft import fingerprint
+from .cache import FeatureCache
+from .forward import Denoiser
+from .inputs import UNetInputs
+from .layers import LayerHooks, LayerState
+from .rows import Chunk, Rows, StepRows, expand_rows, segments_of
+from .topology import Topology, freeu_is_on
+
+__all__ = ["Executor", "combine"]
+
+
+class Executor:
+    """One UNet, its hooked layers and their weights.
+
+    Nothing here knows a method: a step is rows, shares and, where features are reused, a cache.
+    """
+
+    def __init__(self, unet: nn.Module):
+        self.unet = unet
+        self.store = WeightStore()
+        self._topology = Topology.of(unet)
+        self._state = LayerState()
+        self._layers = LayerHooks(self._state)
+        self._denoiser: Denoiser | None = None
+        self._subsets: tuple[tuple[str, ...], ...] = ()
+        self._text_key: tuple | None = None
+        self._text_sources: tuple[Tensor, ...] = ()  # alive while their key is compared
+        self._text: Any = None
+        self._chunks: dict[tuple, Chunk] = {}
+
+    def prepare(
+        self,
+        adapters: LoadedAdapters,
+        subsets: tuple[tuple[str, ...], ...],
+        scale: float,
+        weights: str,
+    ) -> None:
+        """Hook the adapted layers and make their weights for these subsets."""
+        self._layers.attach(self.unet, adapters.layers)
+        self._state.weights = self.store.prepare(adapters, subsets, scale, weights)
+        self._subsets = subsets
+        self._denoiser = Denoiser.of(self.unet, self._topology, self._state, self._state.weights)
+        self.forget()
+
+    def forget(self) -> None:
+        """Drop what belongs to one run: text keys and values, and row tables."""
+        self._state.rows = None
+        self._state.drop_text()
+        self._text_key, self._text_sources, self._text = None, (), None
+        self._chunks.clear()
+
+    def detach(self) -> None:
+        """Unhook every layer and drop all weights."""
+        self.forget()
+        self._layers.detach()
+        self.store.clear()
+
+    def opaque(self, inputs: UNetInputs) -> str | None:
+        """Why this call cannot be taken apart, so that features cannot be cached."""
+        if inputs.opaque or self._topology.opaque:
+            return inputs.opaque or f"the UNet has {self._topology.opaque}"
+        if freeu_is_on(self.unet):
+            return "FreeU is on"
+        return "gradients are recorded" if torch.is_grad_enabled() else None
+
+    def run(
+        self,
+        plain: Callable[..., Any],
+        inputs: UNetInputs,
+        rows: StepRows,
+        max_rows: int | None,
+        cache: FeatureCache | None,
+    ) -> Tensor:
+        """Predictions (rows.count, C, H, W), group-major."""
+        inputs = self._with_text(inputs)
+        size = rows.count if max_rows is None else min(max_rows, rows.count)
+        starts = range(0, rows.count, size)
+        apart = cache is not None or self.opaque(inputs) is None
+        pieces = []
+        try:
+            for start in starts:
+                chunk = self._chunk(rows, start, min(start + size, rows.count), inputs)
+                if apart:
+                    pieces.append(self._denoiser(inputs, chunk, cache))
+                else:
+                    pieces.append(self._as_a_whole(plain, inputs, chunk))
+        finally:
+            self._state.rows = None
+        return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
+
+    def _as_a_whole(self, plain: Callable[..., Any], inputs: UNetInputs, chunk: Chunk) -> Tensor:
+        """The UNet's own forward over the rows of a chunk."""
+        arguments = {name: chunk.spread(value) for name, value in inputs.arguments.items()}
+        adapters_in = arguments["down_intrablock_additional_residuals"]
+        if adapters_in is not None:  # diffusers pops from this list
+            arguments["down_intrablock_additional_residuals"] = list(adapters_in)
+        arguments["cross_attention_kwargs"] = inputs.attention_kwargs
+        arguments["return_dict"] = False
+        # Without text: the forward projects the embeddings itself, so they are not those we keep.
+        self._state.rows = Rows(chunk.rows.segments, chunk.count)
+        return plain(**arguments)[0]
+
+    def _chunk(self, rows: StepRows, start: int, stop: int, inputs: UNetInputs) -> Chunk:
+        key = (rows, start, stop)
+        if key not in self._chunks:
+            device = inputs.sample.device
+            self._chunks[key] = Chunk(rows, start, stop, inputs.text, device)
+        return self._chunks[key]
+
+    def _with_text(self, inputs: UNetInputs) -> UNetInputs:
+        """Embeddings as attention reads them; keys and values go when they are others."""
+        sources = tuple(_tensors((inputs.raw_text, inputs.added)))
+        key = (inputs.batch, fingerprint(*sources))
+        if key != self._text_key:
+            self._state.drop_text()
+            self._chunks.clear()
+            text = self.unet.process_encoder_hidden_states(
+                encoder_hidden_states=inputs.raw_text, added_cond_kwargs=inputs.added
+            )
+            count = len(self._subsets)
+            everyone = expand_rows(text, count, inputs.batch)
+            subset_of_row = [s for s in range(count) for _ in range(inputs.batch)]
+            self._state.all_rows = Rows(segments_of(subset_of_row), len(subset_of_row), everyone)
+            self._text_key, self._text_sources, self._text = key, sources, text
+        return inputs.with_text(self._text)
+
+
+def combine(noise: Tensor, weights: Tensor | None) -> Tensor:
+    """(groups * batch, C, H, W) and shares (groups, batch) -> (batch, C, H, W)."""
+    if weights is None:
+        return noise
+    groups, batch = weights.shape
+    out = noise.new_empty(1, batch, *noise.shape[1:])
+    ops.combine_(out, noise.view(1, groups, batch, *noise.shape[1:]), weights)
+    return out[0]
+
+
+def _tensors(value: Any) -> Sequence[Tensor]:
+    if isinstance(value, Tensor):
+        return [value]
+    if isinstance(value, dict):
+        return [t for item in value.values() for t in _tensors(item)]
+    if isinstance(value, list | tuple):
+        return [t for item in value for t in _tensors(item)]
+    return []

@@ -1,0 +1,130 @@
+"""The arguments of one UNet call, and what can be said of them before any row runs."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from diffusers import UNet2DConditionModel
+from torch import Tensor, nn
+
+__all__ = ["UNetInputs", "read_call"]
+
+_SIGNATURE = inspect.signature(UNet2DConditionModel.forward)
+
+
+@dataclass(frozen=True)
+class UNetInputs:
+    """Arguments of ``UNet2DConditionModel.forward``, each (batch, ...) unless it broadcasts.
+
+    ``text`` is what attention reads: the embeddings after the UNet's own projection of them.
+    ``scale`` is the ``scale`` of ``cross_attention_kwargs``, ``attention_kwargs`` the rest.
+    """
+
+    sample: Tensor
+    timestep: Tensor | float | int
+    raw_text: Tensor
+    text: Tensor | tuple | None
+    scale: float
+    attention_kwargs: dict[str, Any] | None
+    class_labels: Tensor | None
+    timestep_cond: Tensor | None
+    added: dict[str, Any] | None
+    down_residuals: tuple[Tensor, ...] | None
+    mid_residual: Tensor | None
+    return_dict: bool
+    odd_size: bool
+    opaque: str | None
+    arguments: dict[str, Any]
+
+    @property
+    def batch(self) -> int:
+        return self.sample.shape[0]
+
+    def with_text(self, text: Tensor | tuple) -> UNetInputs:
+        return replace(self, text=text)
+
+    def spread(self, change: Callable[[Any], Any]) -> UNetInputs:
+        """The same call for other rows: ``change`` maps every per-sample tensor."""
+        return replace(
+            self,
+            sample=change(self.sample),
+            timestep=change(self.timestep),
+            raw_text=change(self.raw_text),
+            class_labels=change(self.class_labels),
+            timestep_cond=change(self.timestep_cond),
+            added=change(self.added),
+        )
+
+    def time_embedding(self, unet: nn.Module) -> Tensor:
+        """(batch, C), or (1, C) where it is the same for every sample."""
+        added = unet.config.addition_embed_type is not None
+        own = self.class_labels is not None or self.timestep_cond is not None or added
+        if isinstance(self.timestep, Tensor) and self.timestep.numel() > 1:
+            own = True
+        sample = self.sample if own else self.sample[:1]
+        emb = unet.get_time_embed(sample=sample, timestep=self.timestep)
+        emb = unet.time_embedding(emb, self.timestep_cond)
+        labels = unet.get_class_embed(sample=sample, class_labels=self.class_labels)
+        if labels is not None:
+            concat = unet.config.class_embeddings_concat
+            emb = torch.cat([emb, labels], dim=-1) if concat else emb + labels
+        aug = unet.get_aug_embed(
+            emb=emb, encoder_hidden_states=self.raw_text, added_cond_kwargs=self.added
+        )
+        emb = emb if aug is None else emb + aug
+        return emb if unet.time_embed_act is None else unet.time_embed_act(emb)
+
+
+def read_call(unet: nn.Module, args: tuple, kwargs: dict[str, Any]) -> UNetInputs:
+    """Bind a call of ``unet.forward``; anything we do not run ourselves is named in ``opaque``."""
+    bound = _SIGNATURE.bind(unet, *args, **kwargs)
+    bound.apply_defaults()
+    values = dict(bound.arguments)
+    del values["self"]
+    attention = dict(values["cross_attention_kwargs"] or {})
+    scale = attention.pop("scale", 1.0)
+    down, mid = values["down_block_additional_residuals"], values["mid_block_additional_residual"]
+    sample = values["sample"]
+    if unet.config.center_input_sample:
+        sample = 2 * sample - 1.0
+    factor = 2**unet.num_upsamplers
+    return UNetInputs(
+        sample=sample,
+        timestep=values["timestep"],
+        raw_text=values["encoder_hidden_states"],
+        text=None,
+        scale=float(scale),
+        attention_kwargs=attention or None,
+        class_labels=values["class_labels"],
+        timestep_cond=values["timestep_cond"],
+        added=values["added_cond_kwargs"],
+        down_residuals=None if down is None else tuple(down),
+        mid_residual=mid,
+        return_dict=values["return_dict"],
+        odd_size=any(side % factor for side in sample.shape[-2:]),
+        opaque=_opaque(unet, values, attention),
+        arguments=values,
+    )
+
+
+def _opaque(unet: nn.Module, values: dict[str, Any], attention: dict[str, Any]) -> str | None:
+    """Why this call has to go through diffusers' own forward as a whole."""
+    for name in (
+        "attention_mask",
+        "encoder_attention_mask",
+        "down_intrablock_additional_residuals",
+    ):
+        if values[name] is not None:
+            return f"the UNet was called with {name}"
+    down, mid = values["down_block_additional_residuals"], values["mid_block_additional_residual"]
+    if (down is None) != (mid is None):
+        return "the UNet was called with only one kind of additional residual"
+    if attention.get("gligen") is not None:
+        return "the UNet was called with GLIGEN arguments"
+    if unet.config.addition_embed_type == "image_hint":
+        return "the UNet takes image hints"
+    return None

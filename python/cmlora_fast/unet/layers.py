@@ -1,0 +1,113 @@
+"""Hooked layers: the current rows, their weights, and text keys and values made once per image."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import torch
+from diffusers.models.attention_processor import Attention
+from torch import Tensor, nn
+
+from ..adapters import AdaptedLayer
+from .patches import Patches
+from .rows import Rows
+
+__all__ = ["LayerHooks", "LayerState"]
+
+
+@dataclass
+class LayerState:
+    """Shared by all hooked layers of one UNet. ``rows`` None: every layer runs as PEFT left it.
+
+    Args:
+        rows: The rows of the batch that is running.
+        weights: Layer name -> callable(x, rows).
+        all_rows: One row per subset and incoming sample; text keys and values are made for these.
+        text: Module -> keys or values of ``all_rows``.
+    """
+
+    rows: Rows | None = None
+    weights: Mapping[str, Callable[[Tensor, Rows], Tensor]] = field(default_factory=dict)
+    all_rows: Rows | None = None
+    text: dict[nn.Module, Tensor] = field(default_factory=dict)
+
+    def keeps_text(self) -> bool:
+        """Whether keys and values may be kept: not while a graph is recorded through them."""
+        return self.all_rows is not None and not torch.is_grad_enabled()
+
+    def drop_text(self) -> None:
+        """Forget keys and values: the embeddings, the batch or the weights changed."""
+        self.text.clear()
+        self.all_rows = None
+
+
+class LayerHooks:
+    """Routes adapted layers, and the text keys and values of cross-attention, through a state."""
+
+    def __init__(self, state: LayerState):
+        self._state = state
+        self._patches = Patches()
+        self._hooked: list[nn.Module] = []
+
+    def attach(self, unet: nn.Module, layers: tuple[AdaptedLayer, ...]) -> None:
+        """Hook ``unet`` as it is; nothing to do if its layers are those hooked before."""
+        adapted = {layer.module for layer in layers}
+        text = _text_modules(unet)
+        modules = [layer.module for layer in layers] + [m for m in text if m not in adapted]
+        if modules == self._hooked:
+            return
+        self.detach()
+        names = {layer.module: layer.name for layer in layers}
+        for module in modules:
+            hook = _hook(module, names.get(module), module in text, self._state)
+            self._patches.set(module, "forward", hook)
+        self._hooked = modules
+
+    def detach(self) -> None:
+        """Leave every layer as it was found."""
+        self._patches.restore()
+        self._hooked = []
+
+
+def _text_modules(unet: nn.Module) -> dict[nn.Module, None]:
+    """The key and value projections of cross-attention, in order."""
+    found = {}
+    for module in unet.modules():
+        if isinstance(module, Attention) and module.is_cross_attention:
+            found |= {m: None for m in (module.to_k, module.to_v) if m is not None}
+    return found
+
+
+def _hook(
+    module: nn.Module, name: str | None, reads_text: bool, state: LayerState
+) -> Callable[..., Tensor]:
+    original = module.forward
+
+    def compute(x: Tensor, rows: Rows) -> Tensor:
+        if name is None:
+            return original(x)
+        weights = state.weights.get(name)
+        return module.base_layer(x) if weights is None else weights(x, rows)
+
+    @functools.wraps(original)
+    def forward(*args, **kwargs):
+        rows = state.rows
+        if rows is None or len(args) != 1 or kwargs:
+            return original(*args, **kwargs)
+        x = args[0]
+        if reads_text and x is rows.text_tokens and state.keeps_text():
+            return _text(module, compute, rows, state)
+        return compute(x, rows)
+
+    return forward
+
+
+def _text(module: nn.Module, compute, rows: Rows, state: LayerState) -> Tensor:
+    """Keys or values of ``rows``, made once per image for every subset."""
+    everyone = state.all_rows
+    made = state.text.get(module)
+    if made is None:
+        made = state.text[module] = compute(everyone.text_tokens, everyone)
+    return made if rows is everyone else made[rows.text_rows]

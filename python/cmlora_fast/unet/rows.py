@@ -1,0 +1,146 @@
+"""The row table of one UNet batch: which adapter subset each sample carries."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+__all__ = ["Chunk", "Rows", "StepRows", "expand_rows", "take_rows"]
+
+# Rows of a tensor: all of them, a stretch, or any.
+Selection = slice | Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Rows:
+    """Consecutive rows in segments of one subset each.
+
+    Args:
+        segments: (subset, start, stop), covering 0..count in order.
+        count: Number of rows.
+        text: What goes to the attention layers as ``encoder_hidden_states`` for these rows.
+        text_rows: Where these rows' text keys and values stand among those of the whole run.
+    """
+
+    segments: tuple[tuple[int, int, int], ...]
+    count: int
+    text: Tensor | tuple | None = None
+    text_rows: Selection | None = None
+
+    @property
+    def text_tokens(self) -> Tensor | None:
+        """The tensor that layers see; IP-Adapter pairs it with image embeddings."""
+        return self.text[0] if isinstance(self.text, tuple) else self.text
+
+
+def segments_of(subset_of_row: Sequence[int]) -> tuple[tuple[int, int, int], ...]:
+    """Runs of equal subsets as (subset, start, stop)."""
+    segments: list[tuple[int, int, int]] = []
+    for row, subset in enumerate(subset_of_row):
+        if segments and segments[-1][0] == subset:
+            segments[-1] = (subset, segments[-1][1], row + 1)
+        else:
+            segments.append((subset, row, row + 1))
+    return tuple(segments)
+
+
+def selection(rows: Sequence[int], device: torch.device) -> Selection:
+    """A slice where the rows are consecutive (a view, no copy), else indices on the device."""
+    if rows and list(rows) == list(range(rows[0], rows[0] + len(rows))):
+        return slice(rows[0], rows[-1] + 1)
+    return torch.tensor(list(rows), dtype=torch.long, device=device)
+
+
+def take_rows(value, rows: Selection, batch: int):
+    """Rows of every tensor in a nest of lists, tuples and dicts whose first dimension is ``batch``.
+
+    A first dimension of 1 broadcasts and stays.
+    """
+    return _map(value, batch, lambda tensor: tensor[rows])
+
+
+def expand_rows(value, groups: int, batch: int):
+    """Repeat the first dimension group-major: (batch, ...) -> (groups * batch, ...)."""
+    if groups == 1:
+        return value
+    return _map(value, batch, lambda tensor: tensor.repeat(groups, *[1] * (tensor.dim() - 1)))
+
+
+def _map(value, batch: int, change):
+    if isinstance(value, Tensor):
+        whole = value.dim() > 0 and value.shape[0] == batch
+        return change(value) if whole else value
+    if isinstance(value, dict):
+        return {key: _map(item, batch, change) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(_map(item, batch, change) for item in value)
+    return value
+
+
+@dataclass(frozen=True)
+class StepRows:
+    """Rows of a step: ``groups`` (subset positions) times ``batch`` incoming samples, group-major.
+
+    ``deep`` lists the rows whose deep part runs, in order.
+    """
+
+    groups: tuple[int, ...]
+    batch: int
+    deep: tuple[int, ...]
+
+    @property
+    def count(self) -> int:
+        return len(self.groups) * self.batch
+
+    def subset(self, row: int) -> int:
+        return self.groups[row // self.batch]
+
+    def text_row(self, row: int) -> int:
+        """Position among one row per subset of the run and incoming sample."""
+        return self.subset(row) * self.batch + row % self.batch
+
+
+class Chunk:
+    """A stretch of the rows of a step, and how the incoming batch spreads over it."""
+
+    def __init__(self, step: StepRows, start: int, stop: int, text, device: torch.device):
+        self.step, self.start, self.stop, self.device = step, start, stop, device
+        self.count, self.total, self.groups = stop - start, step.count, len(step.groups)
+        self.whole = self.count == self.total
+        self._samples = selection([row % step.batch for row in range(start, stop)], device)
+        self.rows = self._rows(range(start, stop), self.spread(text))
+        self.deep_rows = [row for row in step.deep if start <= row < stop]
+        self.deep = self.rows
+        if self.deep_rows and len(self.deep_rows) < self.count:
+            self._deep_of_chunk = selection([row - start for row in self.deep_rows], device)
+            self.deep = self._rows(self.deep_rows, self.take_deep(self.rows.text))
+
+    def _rows(self, rows: Sequence[int], text) -> Rows:
+        segments = segments_of([self.step.subset(row) for row in rows])
+        text_rows = selection([self.step.text_row(row) for row in rows], self.device)
+        return Rows(segments, len(rows), text, text_rows)
+
+    def base_rows(self, text) -> Rows:
+        """One row per incoming sample, for layers that no adapter touches."""
+        return Rows(((0, 0, self.step.batch),), self.step.batch, text, slice(0, self.step.batch))
+
+    @cached_property
+    def deep_index(self) -> Tensor:
+        """The deep rows' numbers in the step, on the device."""
+        return torch.tensor(self.deep_rows, dtype=torch.int32, device=self.device)
+
+    def spread(self, value):
+        """Tensors (batch, ...) -> (count, ...); a first dimension of 1 broadcasts and stays."""
+        if self.whole:
+            return expand_rows(value, self.groups, self.step.batch)
+        return take_rows(value, self._samples, self.step.batch)
+
+    def take_deep(self, value):
+        """Tensors (count, ...) -> (deep rows, ...); a first dimension of 1 broadcasts and stays."""
+        if len(self.deep_rows) == self.count:
+            return value
+        return take_rows(value, self._deep_of_chunk, self.count)
