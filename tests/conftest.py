@@ -22,11 +22,14 @@ def pytest_configure(config):
         config.option.seed = secrets.randbelow(2**31)
 
 
-def pytest_collection_modifyitems(items):
-    skip = pytest.mark.skip(reason="needs a CUDA device")
+def pytest_collection_modifyitems(config, items):
+    no_gpu = pytest.mark.skip(reason="needs a CUDA device")
+    slow = pytest.mark.skip(reason="takes minutes; run with -m slow")
     for item in items:
         if "gpu" in item.keywords and not HAS_GPU:
-            item.add_marker(skip)
+            item.add_marker(no_gpu)
+        if "slow" in item.keywords and "slow" not in config.option.markexpr:
+            item.add_marker(slow)
 
 
 @pytest.fixture(autouse=True)

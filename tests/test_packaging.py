@@ -1,0 +1,66 @@
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+import zipfile
+from importlib import metadata, util
+from pathlib import Path
+
+import cmlora_fast
+import pytest
+
+ROOT = Path(__file__).parents[1]
+BUILD = "from scikit_build_core.build import build_{0} as build; print(build({1!r}))"
+
+
+def run_build(kind, folder, where):
+    """Name of what the PEP 517 hook builds, with the tools of this environment."""
+    util.find_spec("scikit_build_core") or pytest.skip("needs scikit-build-core")
+    command = [sys.executable, "-c", BUILD.format(kind, str(folder))]
+    environment = {**os.environ, "CMAKE_BUILD_PARALLEL_LEVEL": "2"}
+    done = subprocess.run(command, cwd=where, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    return folder / done.stdout.split()[-1]
+
+
+def test_kernels_are_packaged_under_our_name_only():
+    top_level = {file.parts[0] for file in metadata.files("cmlora-fast")}
+    assert "triton_kernels" not in top_level  # that name belongs to OpenAI's package
+    assert util.find_spec("cmlora_fast.triton_kernels") is not None
+
+
+def test_kernels_refuse_the_foreign_name(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT))
+    with pytest.raises(ImportError, match=r"cmlora_fast\.triton_kernels"):
+        __import__("triton_kernels")
+
+
+def test_version_agrees():
+    assert cmlora_fast.__version__ == metadata.version("cmlora-fast")
+
+
+@pytest.mark.skipif(not shutil.which("ldd"), reason="needs ldd")
+def test_extension_links_no_torch():
+    command = ["ldd", util.find_spec("cmlora_fast._C").origin]
+    assert "torch" not in subprocess.run(command, capture_output=True, text=True).stdout
+
+
+@pytest.mark.slow
+def test_wheel_from_source_distribution(tmp_path):
+    with tarfile.open(run_build("sdist", tmp_path, ROOT)) as archive:
+        archive.extractall(tmp_path, filter="data")
+    (source,) = (path for path in tmp_path.iterdir() if path.is_dir())
+    wheel = run_build("wheel", tmp_path, source)
+    names = zipfile.ZipFile(wheel).namelist()
+    kernels = {path.name for path in (ROOT / "triton_kernels").glob("*.py")}
+    assert kernels <= {Path(n).name for n in names if n.startswith("cmlora_fast/triton_kernels/")}
+    assert {Path(n).parts[0] for n in names} == {"cmlora_fast", names[-1].split("/")[0]}
+    zipfile.ZipFile(wheel).extractall(tmp_path / "site")
+    script = "from cmlora_fast import _C, ops; print(_C.__file__, ops.force)"
+    done = subprocess.run(
+        [sys.executable, "-S", "-c", f"import sys; sys.path[:] = {[str(tmp_path / 'site')]!r}"
+         f" + {[p for p in sys.path if p]!r}; {script}"],
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert str(tmp_path) in done.stdout, done.stderr
