@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -18,10 +17,11 @@ from .adapters import LoadedAdapters, read_adapters
 from .adapters.peft import FiniteCheck
 from .adapters.text import only_adapter
 from .border import Border
+from .checks import check_band, check_cut, check_names, warn_of_caching
 from .methods import Merge, Method, Switch
+from .ops.backends import backends
 from .run import Run
 from .schedule import plan
-from .stepplan import Plan
 from .summary import Summary
 from .unet.cache import FeatureCache
 from .unet.executor import Executor, combine
@@ -29,8 +29,6 @@ from .unet.inputs import UNetInputs, read_call
 from .unet.topology import find_cut
 
 __all__ = ["Engine", "Settings"]
-
-FEW_STEPS = 8  # below this, features differ too much from step to step to be reused unseen
 
 
 @dataclass(frozen=True)
@@ -85,14 +83,8 @@ class Engine:
         unet, method = self._border.pipe.unet, settings.planned
         adapters = read_adapters(unet)
         self._finite(adapters)
-        position = (method.cache_layer_id, method.cache_block_id)
-        default = (Method.cache_layer_id, Method.cache_block_id)
-        if method.cache_interval != 1 or position != default:
-            try:
-                find_cut(unet, *position)
-            except ValueError as error:
-                raise ValueError(f"{type(method).__name__}: {error}") from None
-        _check_names(method, adapters)
+        check_cut(method, unet)
+        check_names(method, adapters.loaded)
         return adapters
 
     # --- called from the border ---------------------------------------------------------------
@@ -150,7 +142,7 @@ class Engine:
         self._armed = False
         method, T = self.settings.planned, max(1, -(-expected // order))
         schedule = plan(method, self._adapters.names, T, guided=self._guided())
-        self._check_band(schedule, inputs)
+        check_band(schedule.measure, inputs.sample.shape[-2:])
         self._executor.prepare(
             self._adapters, schedule.subsets, inputs.scale, self.settings.weights
         )
@@ -162,7 +154,7 @@ class Engine:
             position = (method.cache_layer_id, method.cache_block_id)
             cache = FeatureCache(find_cut(self._border.unet, *position))
         if reason is None and schedule.reuse:
-            self._warn_of_caching(expected)
+            warn_of_caching(self._border.scheduler, expected)
         self.summary = self._new_summary(reason)
         self._run = Run(schedule, order, expected, self.summary, cache, self.settings.record)
 
@@ -236,60 +228,25 @@ class Engine:
         first = plan(self.settings.method, self._adapters.names, 1)
         return first.subsets[first.steps[0].groups[0]][0]
 
-    # --- warnings and reports -------------------------------------------------------------------
+    # --- reports ------------------------------------------------------------------------------
 
-    def _check_band(self, schedule: Plan, inputs: UNetInputs) -> None:
-        """Refuse a frequency band that these latents do not have."""
-        measure = schedule.measure
-        if measure is None or measure.nan_is_late:
-            return
-        height, width = inputs.sample.shape[-2:]
-        largest = ((height // 2) ** 2 + (width // 2) ** 2) ** 0.5
-        cut = measure.cutoff if measure.cutoff > 1 else max(1, int(measure.cutoff * largest))
-        if cut > int(largest):
-            raise ValueError(
-                f"CMLoRA.cutoff: expected a bin up to {int(largest)} for {height}x{width} latents; "
-                f"got {measure.cutoff!r}, which leaves the band empty"
-            )
-
-    def _warn_of_caching(self, expected: int) -> None:
-        scheduler = self._border.scheduler
-        name = type(scheduler).__name__
-        algorithm = str(
-            getattr(getattr(scheduler, "config", {}), "get", dict().get)("algorithm_type")
-        )
-        if "Ancestral" in name or algorithm.startswith("sde"):
-            warnings.warn(
-                f"{name} adds fresh noise at every step, which cached features do not follow; "
-                "expect lower quality, or set cache_interval=1",
-                stacklevel=2,
-            )
-        if 0 < expected < FEW_STEPS:
-            warnings.warn(
-                f"{expected} steps with feature caching: below {FEW_STEPS} the features change "
-                "much from step to step; use more steps or cache_interval=1",
-                stacklevel=2,
-            )
+    def _backend(self) -> str:
+        if self.settings.backend != "auto":
+            return self.settings.backend
+        device = self._border.unet.device.type
+        if device == "cuda":
+            return "triton" if backends()["triton"]["available"] else "torch"
+        return "cpu" if device == "cpu" else "torch"
 
     def _new_summary(self, no_cache: str | None) -> Summary:
         method = self.settings.method
         return Summary(
             method=None if method is None else type(method).__name__.lower(),
             adapters=self._adapters.names,
-            backend=self.settings.backend,
+            backend=self._backend(),
             weights=asdict(self._executor.store.report),
             cache={"used": no_cache is None, "reason": no_cache or "as the method schedules"},
         )
-
-
-def _check_names(method: Method, adapters: LoadedAdapters) -> None:
-    for name in getattr(method, "low_frequency", None) or ():
-        if name not in adapters.loaded:
-            loaded = ", ".join(map(repr, sorted(adapters.loaded))) or "none"
-            raise ValueError(
-                f"{type(method).__name__}.low_frequency: expected names of loaded adapters "
-                f"({loaded}); got {name!r}"
-            )
 
 
 def _forced(backend: str) -> str | None:

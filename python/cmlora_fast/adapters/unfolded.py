@@ -41,7 +41,11 @@ class DeltaLayer:
         if tables is None:
             subset_of_row = [s for s, start, stop in rows.segments for _ in range(start, stop)]
             tables = self._tables[rows.segments] = slab.tables(subset_of_row)
+        # The op copies nothing by itself; projections of permuted images come with other strides.
+        y = y.contiguous()
         tokens_in, tokens_out = (t.reshape(t.shape[0], -1, t.shape[-1]) for t in (x, y))
+        if tokens_in.stride(-1) != 1:
+            tokens_in = tokens_in.contiguous()
         if torch.is_grad_enabled() and (x.requires_grad or y.requires_grad):
             delta = ops.lora_delta(tokens_in, slab.a, slab.b, slab.slots, *tables)
             return y + delta.view_as(y)
