@@ -80,6 +80,8 @@ def accelerate(pipe: Any, method: str | Method | None = None, **options: Any) ->
     finally:
         if before is None:
             disable(pipe)
+        elif (engine := _engine_of(pipe)) is not None:
+            engine.settings = before  # unchecked: it was sound, and leaving a block must not fail
         else:
             _apply(pipe, before)
 

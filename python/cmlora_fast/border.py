@@ -71,16 +71,22 @@ class Border:
             hook = _shadow(scheduler.step, self._scheduler_step)
             self._scheduler_patches.set(scheduler, "step", hook)
 
+    # Whoever wrapped a hook of ours may call it after we have gone: it is transparent then.
+
     def _unet_forward(self, original: Callable, *args, **kwargs):
+        if self.unet is None:
+            return original(*args, **kwargs)
         return self._owner.unet_call(original, args, kwargs)
 
     def _encode_prompt(self, original: Callable, *args, **kwargs):
+        if self.unet is None:
+            return original(*args, **kwargs)
         return self._owner.start(functools.partial(original, *args, **kwargs))
 
     def _scheduler_step(self, original: Callable, *args, **kwargs):
         result = original(*args, **kwargs)
         latents = result[0] if isinstance(result, tuple) else result.prev_sample
-        if isinstance(latents, Tensor):
+        if isinstance(latents, Tensor) and self.unet is not None:
             self._owner.after_step(latents)
         return result
 

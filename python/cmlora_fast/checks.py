@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 
 from .methods import Method
+from .refresh import reuses
 from .stepplan import Measure
 from .unet.topology import find_cut
 
@@ -24,7 +25,7 @@ def check_cut(method: Method, unet: nn.Module) -> None:
     """
     position = (method.cache_layer_id, method.cache_block_id)
     default = (Method.cache_layer_id, Method.cache_block_id)
-    if method.cache_interval != 1 or position != default:
+    if reuses(method) or position != default:
         try:
             find_cut(unet, *position)
         except ValueError as error:
