@@ -123,7 +123,10 @@ class Summary:
         return table
 
 
-def _plain(record: dict[str, Any]) -> dict[str, Any]:
-    return {
-        key: list(value) if isinstance(value, tuple) else value for key, value in record.items()
-    }
+def _plain(value: Any) -> Any:
+    """JSON has neither tuples nor NaN."""
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return None if isinstance(value, float) and math.isnan(value) else value
