@@ -52,9 +52,14 @@ def combine_(
     """
     op, guided = "combine_", guidance_scale is not None
     _check(op, out, noise, weights, guided)
-    backend = pick(op, out, ("cpu",))
+    backend = pick(op, out, ("cpu", "triton"))
     if backend == "torch":
         return reference.combine_(out, noise, weights, guidance_scale)
+    if backend == "triton":
+        from ..triton_kernels.combine import combine_ as kernel
+
+        kernel(out, noise, weights, guidance_scale)
+        return wrote(out)
     strides = out.stride() if guided else out.stride()[1:]
     _C.combine(
         out.data_ptr(),
