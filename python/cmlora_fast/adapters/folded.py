@@ -36,7 +36,7 @@ class FoldedLayer:
         segments = self._merged(rows.segments)
         if len(segments) == 1:
             return self._run(x, segments[0][0])
-        if isinstance(self.base, nn.Linear) and not torch.is_grad_enabled():
+        if isinstance(self.base, nn.Linear) and _writes_in_place(x, self.weights[0]):
             return self._linear_into(x, segments)
         return torch.cat([self._run(x[start:stop], w) for w, start, stop in segments])
 
@@ -67,6 +67,13 @@ class FoldedLayer:
             else:
                 torch.addmm(self.base.bias, source, weight.t(), out=target)
         return y
+
+
+def _writes_in_place(x: Tensor, weight: Tensor) -> bool:
+    """Writing into a slice passes autograd and autocast by."""
+    return x.dtype == weight.dtype and not (
+        torch.is_grad_enabled() or torch.is_autocast_enabled(x.device.type)
+    )
 
 
 @torch.no_grad()

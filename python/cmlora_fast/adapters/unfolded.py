@@ -46,9 +46,11 @@ class DeltaLayer:
         tokens_in, tokens_out = (t.reshape(t.shape[0], -1, t.shape[-1]) for t in (x, y))
         if tokens_in.stride(-1) != 1:
             tokens_in = tokens_in.contiguous()
-        if torch.is_grad_enabled() and (x.requires_grad or y.requires_grad):
-            delta = ops.lora_delta(tokens_in, slab.a, slab.b, slab.slots, *tables)
-            return y + delta.view_as(y)
+        dtype = slab.a.dtype  # autocast hands over others
+        recorded = torch.is_grad_enabled() and (x.requires_grad or y.requires_grad)
+        if recorded or not x.dtype == y.dtype == dtype:
+            delta = ops.lora_delta(tokens_in.to(dtype), slab.a, slab.b, slab.slots, *tables)
+            return y + delta.view_as(y).to(y.dtype)
         ops.lora_delta_(tokens_out, tokens_in, slab.a, slab.b, slab.slots, *tables)
         return y
 
