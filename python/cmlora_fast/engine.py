@@ -15,7 +15,7 @@ from torch import Tensor
 from . import ops
 from .adapters import LoadedAdapters, read_adapters
 from .adapters.peft import FiniteCheck
-from .adapters.text import only_adapter
+from .adapters.text import only_adapters
 from .border import Border
 from .checks import check_band, check_cut, check_names, warn_of_caching
 from .methods import Merge, Method, Switch
@@ -99,7 +99,7 @@ class Engine:
         self._armed = True
         # The pipeline sets its step count anew before the first UNet call: an old one would lie.
         self._steps_before = self._border.pipe.__dict__.pop("_num_timesteps", None)
-        with only_adapter(self._border.pipe, self._text_adapter()):
+        with only_adapters(self._border.pipe, self._text_adapters()):
             return encode()
 
     def unet_call(self, plain: Callable[..., Any], args: tuple, kwargs: dict[str, Any]) -> Any:
@@ -221,12 +221,12 @@ class Engine:
         parts = 2 if self._guided() and self._run.expected else 1
         return batch // parts if batch % parts == 0 else batch
 
-    def _text_adapter(self) -> str | None:
+    def _text_adapters(self) -> tuple[str, ...] | None:
         """The released Switch encodes its prompt with the first adapter alone active."""
         if not isinstance(self.settings.method, Switch) or not self._adapters.names:
             return None
         first = plan(self.settings.method, self._adapters.names, 1)
-        return first.subsets[first.steps[0].groups[0]][0]
+        return first.subsets[first.steps[0].groups[0]]
 
     # --- reports ------------------------------------------------------------------------------
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from .forward import Denoiser
 from .inputs import UNetInputs
 from .layers import LayerHooks, LayerState
 from .rows import Chunk, Rows, StepRows, expand_rows, segments_of
+from .tap import TAP_LEVEL
 from .topology import Topology, freeu_is_on
 
 __all__ = ["Executor", "combine"]
@@ -35,6 +37,7 @@ class Executor:
         self._layers = LayerHooks(self._state)
         self._denoiser: Denoiser | None = None
         self._subsets: tuple[tuple[str, ...], ...] = ()
+        self._row_text: Callable[[int], Tensor] | None = None
         self._text_key: tuple | None = None
         self._text_sources: tuple[Tensor, ...] = ()  # alive while their key is compared
         self._text: Any = None
@@ -46,12 +49,20 @@ class Executor:
         subsets: tuple[tuple[str, ...], ...],
         scale: float,
         weights: str,
+        row_text: Callable[[int], Tensor] | None = None,
     ) -> None:
-        """Hook the adapted layers and make their weights for these subsets."""
+        """Hook the adapted layers and make their weights for these subsets.
+
+        ``row_text``, where prompts differ by subset, gives embeddings (subsets * batch, tokens, D)
+        for a batch size; else every subset reads those of the UNet call.
+        """
         self._layers.attach(self.unet, adapters.layers)
         self._state.weights = self.store.prepare(adapters, subsets, scale, weights)
         self._subsets = subsets
-        self._denoiser = Denoiser.of(self.unet, self._topology, self._state, self._state.weights)
+        self._row_text = row_text
+        self._denoiser = Denoiser.of(
+            self.unet, self._topology, self._state, self._state.weights, row_text is not None
+        )
         self.forget()
 
     def forget(self) -> None:
@@ -100,6 +111,18 @@ class Executor:
             self._state.rows = None
         return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
 
+    def with_gradient(self, inputs: UNetInputs, rows: StepRows, whole: bool) -> Tensor | None:
+        """Predictions as ``run``, or None, with a graph from the sample to the tapped layers."""
+        inputs = self._with_text(inputs)
+        chunk = self._chunk(rows, 0, rows.count, inputs)
+        stop = self._topology.last_unit_at(TAP_LEVEL)
+        self._state.constant_text = True
+        try:
+            with torch.enable_grad(), frozen(self.unet):
+                return self._denoiser.with_gradient(inputs, chunk, stop, whole)
+        finally:
+            self._state.rows, self._state.constant_text = None, False
+
     def _as_a_whole(self, plain: Callable[..., Any], inputs: UNetInputs, chunk: Chunk) -> Tensor:
         """The UNet's own forward over the rows of a chunk."""
         arguments = {name: chunk.spread(value) for name, value in inputs.arguments.items()}
@@ -116,7 +139,8 @@ class Executor:
         key = (rows, start, stop)
         if key not in self._chunks:
             device = inputs.sample.device
-            self._chunks[key] = Chunk(rows, start, stop, inputs.text, device)
+            own = self._row_text is not None
+            self._chunks[key] = Chunk(rows, start, stop, inputs.text, device, own)
         return self._chunks[key]
 
     def _with_text(self, inputs: UNetInputs) -> UNetInputs:
@@ -126,15 +150,30 @@ class Executor:
         if key != self._text_key:
             self._state.drop_text()
             self._chunks.clear()
+            own = self._row_text is not None
             text = self.unet.process_encoder_hidden_states(
-                encoder_hidden_states=inputs.raw_text, added_cond_kwargs=inputs.added
+                encoder_hidden_states=self._row_text(inputs.batch) if own else inputs.raw_text,
+                added_cond_kwargs=inputs.added,
             )
             count = len(self._subsets)
-            everyone = expand_rows(text, count, inputs.batch)
+            everyone = text if own else expand_rows(text, count, inputs.batch)
             subset_of_row = [s for s in range(count) for _ in range(inputs.batch)]
             self._state.all_rows = Rows(segments_of(subset_of_row), len(subset_of_row), everyone)
             self._text_key, self._text_sources, self._text = key, sources, text
         return inputs.with_text(self._text)
+
+
+@contextmanager
+def frozen(model: nn.Module) -> Iterator[None]:
+    """No parameter records a gradient: nobody asks for one, and it would cost memory."""
+    wanted = [p for p in model.parameters() if p.requires_grad]
+    try:
+        for parameter in wanted:
+            parameter.requires_grad_(False)
+        yield
+    finally:
+        for parameter in wanted:
+            parameter.requires_grad_(True)
 
 
 def combine(noise: Tensor, weights: Tensor | None) -> Tensor:

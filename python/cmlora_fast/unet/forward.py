@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
@@ -37,11 +37,18 @@ class Denoiser:
 
     @classmethod
     def of(
-        cls, unet: nn.Module, topology: Topology, state: LayerState, adapted: Sequence[str]
+        cls,
+        unet: nn.Module,
+        topology: Topology,
+        state: LayerState,
+        adapted: Sequence[str],
+        own_text: bool = False,
     ) -> Denoiser:
-        """``adapted``: names of the layers that any adapter of the run touches."""
+        """``adapted``: layers that any adapter of the run touches; ``own_text``: prompts differ."""
         shares = not any("embedding" in name.split(".")[0] for name in adapted)
         prefix = topology.untouched(adapted) if shares else 0
+        if own_text:
+            prefix = min(prefix, topology.first_attention())
         return cls(unet, topology, state, prefix, shares)
 
     def __call__(self, inputs: UNetInputs, chunk: Chunk, cache: FeatureCache | None) -> Tensor:
@@ -66,6 +73,27 @@ class Denoiser:
             flow.hidden = cache.joined(chunk, flow.pop_skip())
             flow.up(up[cache.cut.up :], joined=True)
         return self._finish(flow.hidden)
+
+    def with_gradient(
+        self, inputs: UNetInputs, chunk: Chunk, stop: int, whole: bool
+    ) -> Tensor | None:
+        """As a call without cache, with a graph recorded up to and including up unit ``stop``.
+
+        ``whole`` False stops there; True goes on without a graph and returns the predictions.
+        """
+        up = self.topology.up
+        flow = self._begin(inputs, chunk, len(self.topology.down))
+        flow.middle(self.unet.mid_block)
+        if stop >= 0:
+            last = up[stop] if whole else replace(up[stop], resample=None)
+            flow.up([*up[:stop], last])
+        if not whole:
+            return None
+        with torch.no_grad():
+            flow.hidden = flow.hidden.detach()
+            flow.skips = [skip.detach() for skip in flow.skips]
+            flow.up(up[stop + 1 :])
+            return self._finish(flow.hidden)
 
     def _begin(self, inputs: UNetInputs, chunk: Chunk, stop: int) -> _Flow:
         """The way down to atom ``stop``; what adapters leave alone runs once for all of them."""

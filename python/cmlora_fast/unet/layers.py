@@ -26,16 +26,18 @@ class LayerState:
         weights: Layer name -> callable(x, rows).
         all_rows: One row per subset and incoming sample; text keys and values are made for these.
         text: Module -> keys or values of ``all_rows``.
+        constant_text: No gradient is wanted of the text, so it may be kept while one is recorded.
     """
 
     rows: Rows | None = None
     weights: Mapping[str, Callable[[Tensor, Rows], Tensor]] = field(default_factory=dict)
     all_rows: Rows | None = None
     text: dict[nn.Module, Tensor] = field(default_factory=dict)
+    constant_text: bool = False
 
     def keeps_text(self) -> bool:
         """Whether keys and values may be kept: not while a graph is recorded through them."""
-        return self.all_rows is not None and not torch.is_grad_enabled()
+        return self.all_rows is not None and (self.constant_text or not torch.is_grad_enabled())
 
     def drop_text(self) -> None:
         """Forget keys and values: the embeddings, the batch or the weights changed."""
@@ -109,5 +111,6 @@ def _text(module: nn.Module, compute, rows: Rows, state: LayerState) -> Tensor:
     everyone = state.all_rows
     made = state.text.get(module)
     if made is None:
-        made = state.text[module] = compute(everyone.text_tokens, everyone)
+        with torch.no_grad():
+            made = state.text[module] = compute(everyone.text_tokens, everyone)
     return made if rows is everyone else made[rows.text_rows]

@@ -105,14 +105,26 @@ class StepRows:
 
 
 class Chunk:
-    """A stretch of the rows of a step, and how the incoming batch spreads over it."""
+    """A stretch of the rows of a step, and how the incoming batch spreads over it.
 
-    def __init__(self, step: StepRows, start: int, stop: int, text, device: torch.device):
+    ``text`` has the incoming batch's rows, or, with ``own_text``, one per row of the step.
+    """
+
+    def __init__(
+        self,
+        step: StepRows,
+        start: int,
+        stop: int,
+        text,
+        device: torch.device,
+        own_text: bool = False,
+    ):
         self.step, self.start, self.stop, self.device = step, start, stop, device
         self.count, self.total, self.groups = stop - start, step.count, len(step.groups)
         self.whole = self.count == self.total
         self._samples = selection([row % step.batch for row in range(start, stop)], device)
-        self.rows = self._rows(range(start, stop), self.spread(text))
+        mine = take_rows(text, slice(start, stop), step.count) if own_text else self.spread(text)
+        self.rows = self._rows(range(start, stop), mine)
         self.deep_rows = [row for row in step.deep if start <= row < stop]
         self.deep = self.rows
         if self.deep_rows and len(self.deep_rows) < self.count:

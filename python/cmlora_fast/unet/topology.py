@@ -82,6 +82,21 @@ class Topology:
                 return i
         return len(self.down)
 
+    def first_attention(self) -> int:
+        """How many atoms run before the first one that reads text."""
+        kinds = [atom.kind for atom in self.down]
+        return kinds.index("attention") if "attention" in kinds else len(kinds)
+
+    def last_unit_at(self, level: int) -> int:
+        """The last up unit with attention at the size of the latents / 2**level; -1 for none."""
+        below = sum(".downsamplers." in atom.name for atom in self.down)
+        last = -1
+        for i, unit in enumerate(self.up):
+            if unit.attention is not None and below == level:
+                last = i
+            below -= unit.resample is not None
+        return last
+
 
 def _atoms(unit: Unit) -> list[Atom]:
     """A pair's modules under their names in the UNet: blocks hold resnets and attentions apart."""
