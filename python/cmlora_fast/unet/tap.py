@@ -1,0 +1,121 @@
+"""Attention maps of a few prompt tokens, taken where cross-attention computes them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from diffusers.models.attention_processor import Attention
+from torch import Tensor, nn
+
+from .patches import Patches
+
+__all__ = ["TAP_LEVEL", "AttentionTap", "stage_size"]
+
+TAP_LEVEL = 2  # maps come from the cross-attention layers at latents / 2**2
+
+
+class AttentionTap:
+    """Sums attention probabilities of tracked tokens over the layers of one stage and their heads.
+
+    Only the tracked columns leave a layer; every other layer keeps its own processor.
+    """
+
+    def __init__(self) -> None:
+        self._patches = Patches()
+        self._tokens = 0
+        self._columns: Tensor | None = None
+        self._total: Tensor | None = None
+        self._heads = 0
+
+    def attach(self, unet: nn.Module) -> None:
+        """Put the tap into every cross-attention layer of ``unet``."""
+        for module in unet.modules():
+            if isinstance(module, Attention) and module.is_cross_attention:
+                self._patches.set(module, "processor", _TapProcessor(module.processor, self))
+
+    def detach(self) -> None:
+        """Give every layer its own processor back."""
+        self.close()
+        self._patches.restore()
+
+    def open(self, height: int, width: int, columns: Tensor) -> None:
+        """Listen to the layers that see ``height`` * ``width`` queries; ``columns`` (K,) tokens."""
+        self._tokens, self._columns = height * width, columns
+        self._total, self._heads = None, 0
+
+    def close(self) -> None:
+        """Listen no longer."""
+        self._tokens, self._columns, self._total = 0, None, None
+
+    def hears(self, queries: int) -> bool:
+        return queries == self._tokens
+
+    def add(self, probabilities: Tensor) -> None:
+        """``probabilities`` (rows, heads, queries, 77) of one layer."""
+        tracked = probabilities[..., self._columns].float().sum(1)
+        self._total = tracked if self._total is None else self._total + tracked
+        self._heads += probabilities.shape[1]
+
+    @property
+    def layers_heard(self) -> int:
+        return self._heads
+
+    def maps(self) -> Tensor:
+        """(rows, queries, K): the mean over layers and heads.
+
+        Raises:
+            ValueError: No layer works at this stage.
+        """
+        if self._total is None:
+            raise ValueError(
+                f"CLoRA: expected cross-attention layers with {self._tokens} queries (a quarter of "
+                "the latents' sides); this UNet has none at this size"
+            )
+        return self._total / self._heads
+
+
+class _TapProcessor:
+    """The layer's own processor, except while the tap listens to a layer of this size."""
+
+    def __init__(self, plain: Any, tap: AttentionTap):
+        self._plain, self._tap = plain, tap
+
+    def __call__(
+        self,
+        attn: Attention,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        *args: Any,
+        **kwargs: Any,
+    ) -> Tensor:
+        tapped = encoder_hidden_states is not None and hidden_states.dim() == 3
+        if not tapped or not self._tap.hears(hidden_states.shape[1]):
+            return self._plain(
+                attn, hidden_states, encoder_hidden_states, attention_mask, *args, **kwargs
+            )
+        query, key, value = (
+            _heads(projection, attn.heads)
+            for projection in (
+                attn.to_q(hidden_states),
+                attn.to_k(encoder_hidden_states),
+                attn.to_v(encoder_hidden_states),
+            )
+        )
+        scores = (query.float() @ key.float().transpose(-1, -2)) * attn.scale
+        probabilities = scores.softmax(-1)
+        self._tap.add(probabilities)
+        out = (probabilities.to(value.dtype) @ value).transpose(1, 2).flatten(2)
+        return attn.to_out[1](attn.to_out[0](out)) / attn.rescale_output_factor
+
+
+def _heads(x: Tensor, heads: int) -> Tensor:
+    """(rows, tokens, heads * d) -> (rows, heads, tokens, d)."""
+    return x.unflatten(-1, (heads, -1)).transpose(1, 2)
+
+
+def stage_size(latents: torch.Size) -> tuple[int, int]:
+    """Rows and columns of the feature maps at the tapped stage."""
+    stride = 2**TAP_LEVEL
+    return -(-latents[-2] // stride), -(-latents[-1] // stride)
