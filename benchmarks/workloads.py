@@ -1,0 +1,30 @@
+"""Layer shapes of real UNets and adapter mixes, shared by the benchmarks."""
+
+import torch
+from torch import Tensor
+
+# rows x tokens of a batch of ten rows at 1/8, 1/16 and 1/32 of 512 pixels, scaled to about 8192
+# tokens at full width; K; N.
+LAYERS = {
+    "SD 1.5 64x64": (8192, 320, 320),
+    "SD 1.5 32x32": (2048, 640, 640),
+    "SD 1.5 16x16": (1024, 1280, 1280),
+    "SD 1.5 feed-forward": (1024, 1280, 10240),
+    "text keys": (10 * 77, 768, 320),
+}
+RANKS = (4, 16, 32, 64, 128)
+
+
+def row_table(ranks: list[int], rows: list[list[int]]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """slots, row_ptr, row_slot, row_scale for rows that take the listed adapters at scale 0.8."""
+    entries = [slot for row in rows for slot in row]
+    return (
+        _offsets(ranks),
+        _offsets([len(row) for row in rows]),
+        torch.tensor(entries, dtype=torch.int32),
+        torch.full((len(entries),), 0.8),
+    )
+
+
+def _offsets(sizes: list[int]) -> Tensor:
+    return torch.tensor([0, *sizes]).cumsum(0).to(torch.int32)
