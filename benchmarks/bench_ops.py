@@ -40,7 +40,7 @@ def lora_fold_cases(dtype):
             ([64] * 3, [[0], [1], [2]]),
         ):
             a, b = torch.randn(sum(ranks), K) / K**0.5, torch.randn(N, sum(ranks))
-            name = f"{N}x{K}, {len(rows)} of {len(ranks) // len(rows)} x rank {ranks[0]}"
+            name = f"{N}x{K}, {len(rows)} rows of {len(rows[0])} x rank {ranks[0]}"
             yield name, (w, a.to(dtype), b.to(dtype), *row_table(ranks, rows))
 
 
@@ -110,9 +110,17 @@ def measure(op, inputs, seconds):
     }
 
 
+def _processor():
+    try:
+        with open("/proc/cpuinfo") as lines:
+            return next(line.split(":")[1].strip() for line in lines if "model name" in line)
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
 def machine():
     return {
-        "processor": platform.processor() or platform.machine(),
+        "processor": _processor(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,

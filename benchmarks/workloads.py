@@ -3,8 +3,7 @@
 import torch
 from torch import Tensor
 
-# rows x tokens of a batch of ten rows at 1/8, 1/16 and 1/32 of 512 pixels, scaled to about 8192
-# tokens at full width; K; N.
+# Rows x tokens of a batch, K, N.
 LAYERS = {
     "SD 1.5 64x64": (8192, 320, 320),
     "SD 1.5 32x32": (2048, 640, 640),
