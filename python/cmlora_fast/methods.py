@@ -2,51 +2,22 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
 from dataclasses import MISSING, dataclass, fields
-from numbers import Integral, Real
 from typing import ClassVar, Literal
+
+from .validation import (
+    check_bool,
+    check_choice,
+    check_fraction,
+    check_names,
+    fail,
+    is_int,
+    is_real,
+)
 
 __all__ = ["METHODS", "CMLoRA", "Composite", "Merge", "Method", "Switch", "resolve"]
 
 CacheInterval = int | Literal["nonuniform"]
-
-
-def _fail(owner: object, field: str, allowed: str) -> None:
-    value = getattr(owner, field)
-    raise ValueError(f"{type(owner).__name__}.{field}: expected {allowed}; got {value!r}")
-
-
-def _is_int(value: object, least: int) -> bool:
-    return isinstance(value, Integral) and not isinstance(value, bool) and value >= least
-
-
-def _is_real(value: object) -> bool:
-    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _check_choice(owner: object, field: str, allowed: Sequence[str]) -> None:
-    if getattr(owner, field) not in allowed:
-        _fail(owner, field, "one of " + ", ".join(repr(name) for name in allowed))
-
-
-def _check_bool(owner: object, *names: str) -> None:
-    for name in names:
-        if not isinstance(getattr(owner, name), bool):
-            _fail(owner, name, "True or False")
-
-
-def _check_names(owner: object, field: str) -> None:
-    """``None`` or a sequence of adapter names, stored as a tuple."""
-    value = getattr(owner, field)
-    if value is None:
-        return
-    if isinstance(value, str) or not isinstance(value, Sequence | set | frozenset):
-        _fail(owner, field, "None or a list of adapter names")
-    if not all(isinstance(name, str) for name in value):
-        _fail(owner, field, "None or a list of adapter names")
-    object.__setattr__(owner, field, tuple(value))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,12 +61,12 @@ class Method:
     )
 
     def __post_init__(self) -> None:
-        if self.cache_interval != "nonuniform" and not _is_int(self.cache_interval, 1):
-            _fail(self, "cache_interval", 'an int >= 1 or "nonuniform"')
+        if self.cache_interval != "nonuniform" and not is_int(self.cache_interval, 1):
+            fail(self, "cache_interval", 'an int >= 1 or "nonuniform"')
         for name in ("cache_layer_id", "cache_block_id"):
-            if not _is_int(getattr(self, name), 0):
-                _fail(self, name, "an int >= 0")
-        _check_bool(self, "uniform", "reference_compat")
+            if not is_int(getattr(self, name), 0):
+                fail(self, name, "an int >= 0")
+        check_bool(self, "uniform", "reference_compat")
         self._check_center()
         if self.reference_compat:
             self._check_compat()
@@ -106,13 +77,13 @@ class Method:
             value = getattr(self, name)
             if value is None:
                 if bent:
-                    _fail(self, name, "a number when uniform=False")
-            elif not _is_real(value):
-                _fail(self, name, "None or a number")
+                    fail(self, name, "a number when uniform=False")
+            elif not is_real(value):
+                fail(self, name, "None or a number")
         if self.pow is not None and self.pow <= 1:
-            _fail(self, "pow", "a number > 1")
+            fail(self, "pow", "a number > 1")
         if self.center is not None and self.center < 0:
-            _fail(self, "center", "a step number >= 0")
+            fail(self, "center", "a step number >= 0")
 
     def _check_compat(self) -> None:
         for field in fields(self):
@@ -120,7 +91,7 @@ class Method:
                 continue
             default = field.default if field.default is not MISSING else None
             if getattr(self, field.name) != default:
-                _fail(self, field.name, f"its default {default!r} with reference_compat=True")
+                fail(self, field.name, f"its default {default!r} with reference_compat=True")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,11 +121,11 @@ class Switch(Method):
     low_frequency: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
-        if not _is_int(self.switch_step, 1):
-            _fail(self, "switch_step", "an int >= 1")
-        _check_bool(self, "partition")
-        _check_fraction(self, "stage_fraction")
-        _check_names(self, "low_frequency")
+        if not is_int(self.switch_step, 1):
+            fail(self, "switch_step", "an int >= 1")
+        check_bool(self, "partition")
+        check_fraction(self, "stage_fraction")
+        check_names(self, "low_frequency")
         super().__post_init__()
 
 
@@ -196,33 +167,27 @@ class CMLoRA(Method):
     low_frequency: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
-        _check_choice(self, "variant", ("offline", "online", "async"))
-        _check_choice(self, "amplitude", ("linear", "log"))
-        _check_choice(self, "decay", ("live", "frozen"))
-        _check_choice(self, "late", ("tail", "low_only"))
-        _check_choice(self, "dominant_full", ("schedule", "every_step"))
-        _check_bool(self, "latch")
-        _check_fraction(self, "stage_fraction")
-        if not _is_real(self.threshold):
-            _fail(self, "threshold", "a number")
-        if not (_is_real(self.cutoff) and self.cutoff > 0):
-            _fail(self, "cutoff", "a fraction of the largest radius in (0, 1] or a bin number > 1")
+        check_choice(self, "variant", ("offline", "online", "async"))
+        check_choice(self, "amplitude", ("linear", "log"))
+        check_choice(self, "decay", ("live", "frozen"))
+        check_choice(self, "late", ("tail", "low_only"))
+        check_choice(self, "dominant_full", ("schedule", "every_step"))
+        check_bool(self, "latch")
+        check_fraction(self, "stage_fraction")
+        if not is_real(self.threshold):
+            fail(self, "threshold", "a number")
+        if not (is_real(self.cutoff) and self.cutoff > 0):
+            fail(self, "cutoff", "a fraction of the largest radius in (0, 1] or a bin number > 1")
         if self.dominant_coeff is not None and not (
-            _is_real(self.dominant_coeff) and self.dominant_coeff > 0
+            is_real(self.dominant_coeff) and self.dominant_coeff > 0
         ):
-            _fail(self, "dominant_coeff", "None or a number > 0")
-        if not (_is_real(self.coeff_floor) and self.coeff_floor > 0):
-            _fail(self, "coeff_floor", "a number > 0")
-        if self.max_age is not None and not _is_int(self.max_age, 1):
-            _fail(self, "max_age", "None or an int >= 1")
-        _check_names(self, "low_frequency")
+            fail(self, "dominant_coeff", "None or a number > 0")
+        if not (is_real(self.coeff_floor) and self.coeff_floor > 0):
+            fail(self, "coeff_floor", "a number > 0")
+        if self.max_age is not None and not is_int(self.max_age, 1):
+            fail(self, "max_age", "None or an int >= 1")
+        check_names(self, "low_frequency")
         super().__post_init__()
-
-
-def _check_fraction(owner: object, field: str) -> None:
-    value = getattr(owner, field)
-    if not (_is_real(value) and 0 <= value <= 1):
-        _fail(owner, field, "a number in [0, 1]")
 
 
 METHODS: dict[str, type[Method]] = {
