@@ -67,6 +67,19 @@ def test_one_row_of_weight_one_is_itself(dtype, isa):
     assert torch.equal(out, noise[:, 0])
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("weight", [1.0, 0.7, 3e-5, 1e4])
+def test_every_half_precision_value_rounds_as_in_torch(weight, dtype, isa):
+    """Subnormals, ties, overflow: all 65536 bit patterns, in whole vectors and one by one."""
+    values = torch.arange(2**16).to(torch.uint16).view(dtype)
+    for noise in (values.view(1, 1, 1, 1, 256, 256), values.view(1, 1, 1, 2**13, 8, 1)):
+        out = torch.empty_like(noise[:, 0])
+        ops.combine_(out, noise, torch.full((1, 1), weight))
+        expected = (noise[:, 0].float() * weight).to(dtype)
+        assert torch.equal(out.isnan(), expected.isnan())
+        assert torch.equal(out.nan_to_num(0, 1, -1), expected.nan_to_num(0, 1, -1))
+
+
 def test_repeatable_and_independent_of_neighbours(dtype, isa):
     out, noise, weights = make_inputs((2, 4, 6, 4, 32, 32), dtype, guided=True)
     ops.combine_(out, noise, weights, 7.5)

@@ -1,3 +1,5 @@
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 from cmlora_fast import _C, ops
@@ -133,6 +135,22 @@ def test_threads_without_torch_agree(isa):
         _C.use_pool(pool)
         _C.set_fallback_threads(torch.get_num_threads())
     assert torch.equal(threaded, ours)
+
+
+def test_calls_from_several_threads_agree():
+    inputs = [make_inputs(MIXES["plain"], (50 + 10 * i, 96, 96)) for i in range(8)]
+    expected = [y.clone() for y, *_ in inputs]
+    for y, (_, *rest) in zip(expected, inputs, strict=True):
+        ops.lora_delta_(y, *rest)
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda arguments: ops.lora_delta_(*arguments), inputs))
+    for y, (ours, *_) in zip(expected, inputs, strict=True):
+        assert torch.equal(ours, y)
+
+
+@torch.inference_mode()
+def test_inference_mode():
+    check(*make_inputs(MIXES["plain"], (13, 37, 41)))
 
 
 def test_gradient_in_x(dtype):

@@ -4,6 +4,7 @@ import contextlib
 import contextvars
 import functools
 import importlib.metadata
+import os
 from collections.abc import Collection, Iterator
 
 import torch
@@ -153,4 +154,6 @@ def _interprets() -> bool:
         return False
     import triton
 
-    return bool(triton.knobs.runtime.interpret)
+    if hasattr(triton, "knobs"):
+        return bool(triton.knobs.runtime.interpret)
+    return os.environ.get("TRITON_INTERPRET") == "1"  # Triton before 3.4
