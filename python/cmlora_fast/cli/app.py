@@ -1,0 +1,98 @@
+"""The application: its verbs, the global options, and how errors end."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import typer
+
+from .demo import demo
+from .doctor import doctor
+from .errors import one_line
+from .generate import generate
+from .lora_inspect import inspect_lora
+
+__all__ = ["app", "main"]
+
+INTERRUPTED = 130  # 128 + SIGINT, as shells have it
+# Some versions of typer bring their own click: the base of its errors is found through typer.
+ClickError = typer.BadParameter.__mro__[2]
+
+app = typer.Typer(
+    name="cmlora",
+    help="Compose several LoRAs on diffusers UNet pipelines, fast and dependably.",
+    epilog="Example: cmlora demo --out out",
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+lora = typer.Typer(
+    help="Look into LoRA files.",
+    epilog="Example: cmlora lora inspect character.safetensors",
+    no_args_is_help=True,
+)
+
+
+@dataclass
+class Options:
+    """The options that stand before the verb."""
+
+    debug: bool = False
+
+
+@app.callback()
+def global_options(
+    context: typer.Context,
+    debug: bool = typer.Option(False, "--debug", help="Show the traceback of an error."),
+    version: bool = typer.Option(False, "--version", help="Print the version and exit."),
+) -> None:
+    """Compose several LoRAs on diffusers UNet pipelines, fast and dependably."""
+    if isinstance(context.obj, Options):
+        context.obj.debug = debug
+    if version:
+        from .report import version_of
+
+        typer.echo(f"cmlora-fast {version_of('cmlora-fast')}")
+        raise typer.Exit
+
+
+app.command(epilog="Example: cmlora demo --out out --seed 3")(demo)
+app.command(
+    epilog='Example: cmlora generate --model path/or/hub-id -p "a knight in a forest" '
+    "--lora knight.safetensors:0.8 --lora forest.safetensors --method cmlora --out knight.png"
+)(generate)
+app.command(epilog="Example: cmlora doctor --json")(doctor)
+lora.command(
+    "inspect", epilog="Example: cmlora lora inspect character.safetensors --model path/to/model"
+)(inspect_lora)
+app.add_typer(lora, name="lora")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run ``cmlora`` and return its exit code."""
+    options = Options()
+    command = typer.main.get_command(app)
+    try:
+        code = command.main(
+            args=None if arguments is None else list(arguments),
+            prog_name="cmlora",
+            standalone_mode=False,
+            obj=options,
+        )
+    except (KeyboardInterrupt, typer.Abort):
+        return _fail("interrupted", INTERRUPTED)
+    except ClickError as error:
+        return _fail(error.format_message(), error.exit_code)
+    except Exception as error:
+        if options.debug:
+            raise
+        return _fail(one_line(error), 1)
+    return code if isinstance(code, int) else 0
+
+
+def _fail(message: str, code: int) -> int:
+    if message:  # empty: typer has printed the help already
+        print(f"error: {message}" if code != INTERRUPTED else message, file=sys.stderr)
+    return code

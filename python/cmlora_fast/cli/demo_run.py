@@ -1,0 +1,144 @@
+"""The cells of the demo's contact sheet, and how they are painted."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import cmlora_fast as cf
+
+from .errors import CliError
+from .pipelines import EMBEDDED, load_pipeline
+from .progress import each_step, progress
+from .sheet import Tile, contact_sheet
+
+__all__ = ["Cell", "Scene", "cells_of", "embedded_scene", "paint_demo", "write_report"]
+
+LORAS = ("character_1", "clothing_1", "background_1")  # something, worn, somewhere
+GUIDANCE = 4.0  # what the embedded model was tried with
+SHEET, REPORT = "contact_sheet.png", "demo.json"
+METHODS = (
+    ("merge", "Merge", cf.Merge()),
+    ("switch", "Switch", cf.Switch()),
+    ("composite", "Composite", cf.Composite()),
+    ("cmlora_offline", "CMLoRA offline", cf.CMLoRA(variant="offline")),
+    ("cmlora_online", "CMLoRA online", cf.CMLoRA(variant="online")),
+    ("cmlora_async", "CMLoRA async", cf.CMLoRA(variant="async")),
+)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One picture: its file stem, its label, the active adapters and the method."""
+
+    key: str
+    label: str
+    adapters: tuple[str, ...]
+    method: Any = None
+
+
+@dataclass(frozen=True)
+class Scene:
+    """What every cell has in common: adapters with their readable names, and the prompt."""
+
+    adapters: dict[str, str]
+    prompt: str
+    negative: str = ""
+    guidance_scale: float = GUIDANCE
+
+
+def cells_of(adapters: dict[str, str]) -> list[Cell]:
+    """No LoRA, each alone, then all of them by every method."""
+    alone = [Cell(name, f"{label} alone", (name,)) for name, label in adapters.items()]
+    names = tuple(adapters)
+    together = [Cell(key, label, names, method) for key, label, method in METHODS]
+    return [Cell("no_lora", "no LoRA", ()), *alone, *together]
+
+
+def embedded_scene() -> tuple[Any, Scene]:
+    """The embedded model with the demo's LoRAs loaded."""
+    from cmlora_fast import testbed
+
+    pipe = load_pipeline(EMBEDDED)
+    try:
+        testbed.load_loras(pipe, list(LORAS))
+    except OSError as error:
+        raise CliError("the embedded LoRAs are missing from this installation") from error
+    named = {entry["id"]: entry["name"] for kind in testbed.lora_info().values() for entry in kind}
+    labels = {name: named[name] for name in LORAS}
+    return pipe, Scene(labels, testbed.prompt(LORAS), testbed.NEGATIVE_PROMPT)
+
+
+def paint_demo(
+    pipe: Any,
+    scene: Scene,
+    *,
+    out: Path,
+    steps: int,
+    seed: int,
+    cells: Sequence[Cell] | None = None,
+) -> dict[str, Any]:
+    """Paint every cell and the sheet into ``out``; returns what the report tells of them."""
+    cells = cells_of(scene.adapters) if cells is None else cells
+    folder = out / "images"
+    folder.mkdir(parents=True, exist_ok=True)
+    tiles, told = [], []
+    with progress(steps * len(cells), "warming up") as advance:
+        _paint(pipe, scene, cells[0], 1, seed)  # the first call pays for what torch sets up
+        for cell in cells:
+            advance(0, description=cell.label)
+            image, seconds, summary = _paint(pipe, scene, cell, steps, seed, each_step(advance))
+            path = folder / f"{cell.key}.png"
+            image.save(path)
+            tiles.append(Tile(cell.label, image, f"{seconds:.2f} s"))
+            told.append(_told(cell, path, seconds, summary))
+    title = f"{scene.prompt}\nseed {seed} · {steps} steps · guidance {scene.guidance_scale:g}"
+    sheet = out / SHEET
+    contact_sheet(tiles, title).save(sheet)
+    given = {"prompt": scene.prompt, "negative": scene.negative, "adapters": scene.adapters}
+    return {"sheet": str(sheet), **given, "cells": told}
+
+
+def write_report(report: dict[str, Any], out: Path) -> None:
+    """The JSON beside the sheet."""
+    text = json.dumps(report, indent=2, default=str, allow_nan=False)
+    (out / REPORT).write_text(text + "\n", encoding="utf-8")
+
+
+def _paint(
+    pipe: Any, scene: Scene, cell: Cell, steps: int, seed: int, callback: Any = None
+) -> tuple[Any, float, dict[str, Any]]:
+    active = set(cell.adapters)
+    names = list(scene.adapters)
+    pipe.set_adapters(names, [float(name in active) for name in names])
+    with cf.accelerate(pipe, cell.method):
+        started = time.perf_counter()
+        image = pipe(
+            scene.prompt,
+            negative_prompt=scene.negative,
+            num_inference_steps=steps,
+            guidance_scale=scene.guidance_scale,
+            generator=torch.Generator().manual_seed(seed),
+            callback_on_step_end=callback,
+        ).images[0]
+        seconds = time.perf_counter() - started
+        return image, seconds, cf.summary(pipe).to_dict()
+
+
+def _told(cell: Cell, path: Path, seconds: float, summary: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "key": cell.key,
+        "label": cell.label,
+        "adapters": list(cell.adapters),
+        "image": str(path),
+        "seconds": seconds,
+        "full": sum(step["full_rows"] for step in summary["steps"]),
+        "shallow": sum(step["shallow_rows"] for step in summary["steps"]),
+        "summary": summary,
+    }

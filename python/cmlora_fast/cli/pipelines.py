@@ -1,0 +1,178 @@
+"""From command line words to a pipeline: model, dtype, device, scheduler, adapters."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from .errors import CliError, one_line
+from .lora_files import LoraSpec, check_lora
+
+__all__ = [
+    "DTYPES",
+    "EMBEDDED",
+    "SCHEDULERS",
+    "add_loras",
+    "load_pipeline",
+    "pick_device",
+    "set_scheduler",
+    "text_encoders",
+]
+
+EMBEDDED = "embedded"
+DTYPES = ("auto", "float32", "float16", "bfloat16")
+CHECKPOINTS = (".safetensors", ".ckpt")
+# Name -> diffusers class and what its configuration changes.
+SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
+    "ddim": ("DDIMScheduler", {}),
+    "pndm": ("PNDMScheduler", {"skip_prk_steps": True}),
+    "euler": ("EulerDiscreteScheduler", {}),
+    "euler-a": ("EulerAncestralDiscreteScheduler", {}),
+    "heun": ("HeunDiscreteScheduler", {}),
+    "dpm++": ("DPMSolverMultistepScheduler", {"algorithm_type": "dpmsolver++"}),
+    "dpm++-karras": (
+        "DPMSolverMultistepScheduler",
+        {"algorithm_type": "dpmsolver++", "use_karras_sigmas": True},
+    ),
+    "unipc": ("UniPCMultistepScheduler", {}),
+    "lcm": ("LCMScheduler", {}),
+}
+
+
+def load_pipeline(model: str, dtype: str = "auto", device: str = "auto") -> Any:
+    """A diffusers pipeline whose denoiser is a ``UNet2DConditionModel``, on its device.
+
+    Args:
+        model: "embedded", a diffusers directory, a single-file checkpoint or a hub id.
+        dtype: One of DTYPES; auto: float16 on a GPU, float32 elsewhere.
+        device: "auto", "cpu", "cuda" or "cuda:1" and so on.
+    """
+    import torch
+    from diffusers import UNet2DConditionModel
+
+    if dtype not in DTYPES:
+        raise CliError(f"--dtype: expected one of {', '.join(DTYPES)}; got {dtype!r}")
+    place = pick_device(device)
+    if dtype == "auto":
+        dtype = "float16" if place.startswith("cuda") else "float32"
+    try:
+        pipe = _load(model, getattr(torch, dtype))
+    except CliError:
+        raise
+    except Exception as error:
+        raise CliError(f"--model {model}: cannot be loaded: {one_line(error)}") from error
+    if not isinstance(getattr(pipe, "unet", None), UNet2DConditionModel):
+        raise CliError(
+            f"--model {model}: expected a pipeline whose unet is a UNet2DConditionModel; "
+            f"got {type(pipe).__name__}"
+        )
+    pipe.set_progress_bar_config(disable=True)
+    return pipe.to(place)
+
+
+def pick_device(device: str) -> str:
+    """The device that ``--device`` means here."""
+    import torch
+
+    has_gpu = torch.cuda.is_available()
+    if device == "auto":
+        return "cuda" if has_gpu else "cpu"
+    try:
+        kind = torch.device(device).type
+    except RuntimeError:
+        kind = ""
+    if kind not in ("cpu", "cuda"):
+        raise CliError(f"--device: expected auto, cpu, cuda or cuda:N; got {device!r}")
+    if kind == "cuda" and not has_gpu:
+        raise CliError(f"--device {device}: torch {torch.__version__} sees no CUDA device here")
+    return device
+
+
+def set_scheduler(pipe: Any, name: str | None) -> None:
+    """Exchange the scheduler, keeping the model's noise schedule; None keeps the model's own."""
+    if name is None:
+        return
+    if name not in SCHEDULERS:
+        raise CliError(f"--scheduler: expected one of {', '.join(SCHEDULERS)}; got {name!r}")
+    import diffusers
+
+    cls, changes = SCHEDULERS[name]
+    pipe.scheduler = getattr(diffusers, cls).from_config(pipe.scheduler.config, **changes)
+
+
+def add_loras(pipe: Any, specs: Sequence[LoraSpec]) -> None:
+    """Check every file, then load and activate them in order."""
+    for spec in specs:
+        check_lora(spec.path, pipe.unet, text_encoders(pipe))
+    for spec in specs:
+        try:
+            pipe.load_lora_weights(
+                spec.path.parent, weight_name=spec.path.name, adapter_name=spec.name
+            )
+        except Exception as error:
+            raise CliError(f"{spec.path}: diffusers cannot load it: {one_line(error)}") from error
+    if specs:
+        pipe.set_adapters([spec.name for spec in specs], [spec.weight for spec in specs])
+
+
+def text_encoders(pipe: Any) -> dict[str, Any]:
+    """The pipeline's text encoders by component name."""
+    names = ("text_encoder", "text_encoder_2")
+    return {name: model for name in names if (model := getattr(pipe, name, None)) is not None}
+
+
+def _load(model: str, dtype: Any) -> Any:
+    path = Path(model).expanduser()
+    if model == EMBEDDED:
+        return _embedded(dtype)
+    if path.is_dir():
+        if not (path / "model_index.json").is_file():
+            raise CliError(
+                f"--model {model}: holds no model_index.json; expected a diffusers model"
+            )
+        return _from_pretrained(path, dtype)
+    if path.is_file():
+        return _from_single_file(path, dtype)
+    looks_local = model.count("/") != 1 or model.startswith((".", "/", "~"))
+    if looks_local or path.suffix in CHECKPOINTS:
+        raise CliError(
+            f"--model {model}: no such file or directory; expected {EMBEDDED!r}, a diffusers "
+            "directory, a .safetensors checkpoint or a hub id such as owner/name"
+        )
+    return _from_pretrained(model, dtype)
+
+
+def _embedded(dtype: Any) -> Any:
+    from cmlora_fast import testbed
+
+    folder = testbed.lora_path(testbed.IDS[0]).parents[1] / "pipeline"
+    if not (folder / "model_index.json").is_file():
+        raise CliError(f"the embedded model is missing from this installation: no {folder}")
+    return testbed.load_pipeline(dtype)
+
+
+def _from_pretrained(place: str | Path, dtype: Any) -> Any:
+    from diffusers import DiffusionPipeline
+
+    return DiffusionPipeline.from_pretrained(place, torch_dtype=dtype)
+
+
+def _from_single_file(path: Path, dtype: Any) -> Any:
+    """SD or SDXL, told apart by the second text encoder that only SDXL has."""
+    import diffusers
+
+    if path.suffix not in CHECKPOINTS:
+        raise CliError(f"--model {path}: expected one of {', '.join(CHECKPOINTS)}")
+    is_xl = path.suffix == ".safetensors" and any(
+        key.startswith("conditioner.embedders.1.") for key in _keys(path)
+    )
+    cls = diffusers.StableDiffusionXLPipeline if is_xl else diffusers.StableDiffusionPipeline
+    return cls.from_single_file(str(path), torch_dtype=dtype)
+
+
+def _keys(path: Path) -> list[str]:
+    with open(path, "rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        return list(json.loads(file.read(min(length, path.stat().st_size))))
