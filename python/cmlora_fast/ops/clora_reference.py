@@ -1,0 +1,162 @@
+"""Plain torch versions of CLoRA's ops: contrastive loss, masks and masked blend.
+
+Meral et al., ICCV 2025, as released. Sizes: ``S`` tracked maps, each of one token of one row;
+``K`` maps in the loss; ``J`` rows of an image, ``B`` images; ``r x q`` pixels of a map, ``H x W``
+of the latents. float16 and bfloat16 are computed in float32, float64 in float64.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+# Maps flatter than this, relative to their largest value, are rounding noise around a constant
+# (float32 sums of 80 probabilities) and have no direction; the release divides by zero there.
+FLAT = 1e-6
+
+
+def contrastive_loss(
+    maps: Tensor, index: Tensor, labels: Tensor, temperature: float = 0.5
+) -> tuple[Tensor, Tensor]:
+    """NT-Xent over attention maps and its closed-form gradient.
+
+    ``e_k = (a_k - min a_k) / |a_k - min a_k|``, ``s_ij = e_i · e_j``; over the pairs (i, j) of one
+    concept, i != j: ``L = mean -log(exp(s_ij/τ) / (exp(s_ij/τ) + Σ_k exp(s_ik/τ)))`` with k over
+    the maps of other concepts. The min-max scaling of the release cancels in s. Flat maps take no
+    part; without a pair, or without other concepts, loss and gradient are 0.
+
+    Args:
+        maps: Tracked maps. [S, B, r, q].
+        index: Tracked map of each map in the loss; one may serve several concepts. int [K].
+        labels: Concept of each map in the loss. int [K].
+        temperature: τ.
+
+    Returns:
+        Loss [B] and its gradient [S, B, r, q], in float32 or float64.
+    """
+    raw = maps.to(_accumulator(maps.dtype)).flatten(2).transpose(0, 1)  # [B, S, P]
+    least = raw.amin(2, keepdim=True)
+    is_least = (raw == least).to(raw.dtype)
+    chosen = (raw - least)[:, index.long()]  # [B, K, P]
+    usable = chosen.amax(2) > FLAT * raw[:, index.long()].abs().amax(2)  # [B, K]
+    norm = chosen.norm(dim=2, keepdim=True).masked_fill(~usable[..., None], torch.inf)
+    unit = chosen / norm
+    loss, slope = _nt_xent((unit @ unit.transpose(1, 2)) / temperature, labels, usable)
+    pull = (slope + slope.transpose(1, 2)) @ unit / temperature
+    pull = (pull - (pull * unit).sum(2, keepdim=True) * unit) / norm
+    total = torch.zeros_like(raw).index_add_(1, index.long(), pull)
+    share = total.sum(2, keepdim=True) / is_least.sum(2, keepdim=True)
+    return loss, (total - is_least * share).transpose(0, 1).unflatten(2, maps.shape[2:])
+
+
+def _nt_xent(logits: Tensor, labels: Tensor, usable: Tensor) -> tuple[Tensor, Tensor]:
+    """Loss [B] and ``dL/d logits`` [B, K, K], each ordered entry by itself."""
+    same = labels[:, None] == labels
+    taking_part = usable[:, :, None] & usable[:, None]
+    itself = torch.eye(len(labels), dtype=torch.bool, device=labels.device)
+    pairs = (same & ~itself & taking_part).to(logits.dtype)
+    others = logits.masked_fill(same | ~taking_part, -torch.inf)
+    rest = others.logsumexp(2, keepdim=True)  # -inf without others: no loss, no slope
+    count = pairs.sum((1, 2)).clamp(min=1)
+    loss = (pairs * F.softplus(rest - logits)).sum((1, 2)) / count
+    miss = pairs * torch.sigmoid(rest - logits)  # 1 - p_ij
+    share = (others - rest.clamp(min=torch.finfo(rest.dtype).min)).exp()
+    slope = (miss.sum(2, keepdim=True) * share - miss) / count[:, None, None]
+    return loss, slope
+
+
+def attention_masks(
+    maps: Tensor,
+    mask_row: Tensor,
+    rows: int,
+    size: tuple[int, int],
+    threshold: float = 0.4,
+    dilate: bool = False,
+    erode: bool = False,
+    opening: bool = False,
+    closing: bool = False,
+) -> Tensor:
+    """Row j claims the pixels where any of its maps is above ``threshold`` times its own maximum.
+
+    Strictly above, per map. Then 3x3 morphology in the order of the arguments, the unclaimed
+    pixels to row 0 (``claim_rest``), and nearest upsampling.
+
+    Args:
+        maps: Tracked maps. [S, B, r, q].
+        mask_row: Row whose mask a map makes, -1 for none. int [S].
+        rows: J.
+        size: (H, W).
+        threshold: Share of a map's maximum.
+        dilate, erode: 3x3 maximum, minimum; outside the map counts as background for the one, as
+            foreground for the other.
+        opening, closing: Erode then dilate, dilate then erode.
+
+    Returns:
+        Masks of 0 and 1, which may overlap. float32 [J, B, H, W].
+    """
+    maps = maps.to(_accumulator(maps.dtype))
+    hits = (maps > threshold * maps.amax((2, 3), keepdim=True)).float()
+    target = mask_row.long()
+    target = torch.where(target < 0, rows, target)  # one more row for those that make no mask
+    masks = (
+        hits.new_zeros(rows + 1, *maps.shape[1:]).index_add_(0, target, hits)[:rows].clamp(max=1)
+    )
+    if dilate:
+        masks = _dilate(masks)
+    if erode:
+        masks = _erode(masks)
+    if opening:
+        masks = _dilate(_erode(masks))
+    if closing:
+        masks = _erode(_dilate(masks))
+    return F.interpolate(claim_rest(masks), size=tuple(size), mode="nearest")
+
+
+def claim_rest(masks: Tensor) -> Tensor:
+    """Masks [J, B, H, W] with the pixels that nobody claims given to row 0."""
+    rest = (masks.sum(0) == 0).to(masks.dtype)
+    return torch.cat([masks[:1] + rest, masks[1:]])
+
+
+def mask_fuse_(
+    out: Tensor, noise: Tensor, masks: Tensor | None, guidance_scale: float | None = None
+) -> None:
+    """``out[g] = Σ_j M_j · noise[g, j] / Σ_j M_j`` per pixel; with a number s also guided.
+
+    Guided: ``out₀ + s · (out₁ - out₀)``. Where no mask claims a pixel, and without masks, the plain
+    mean of the rows. Overwrites ``out``.
+
+    Args:
+        out: [G, B, C, H, W], guided [B, C, H, W].
+        noise: Predictions of G guidance parts and J rows per image. [G, J, B, C, H, W].
+        masks: Weight of each row per pixel, >= 0. [J, B, H, W] or None.
+        guidance_scale: Number s, or ``None`` to keep the parts apart.
+    """
+    dtype = _accumulator(noise.dtype)
+    if masks is None:
+        mixed = noise.to(dtype).mean(1)
+    else:
+        weights = mask_shares(masks).to(dtype)[:, :, None]
+        mixed = (noise.to(dtype) * weights).sum(1)
+    if guidance_scale is not None:
+        unconditional, conditional = mixed
+        mixed = unconditional + guidance_scale * (conditional - unconditional)
+    out.copy_(mixed)
+
+
+def mask_shares(masks: Tensor) -> Tensor:
+    """``M_j / Σ_j M_j`` per pixel, 1/J where all are 0. [J, B, H, W]."""
+    masks = masks.to(_accumulator(masks.dtype))
+    total = masks.sum(0)
+    return torch.where(total > 0, masks / total, 1 / len(masks))
+
+
+def _dilate(masks: Tensor) -> Tensor:
+    return F.max_pool2d(masks, 3, stride=1, padding=1)
+
+
+def _erode(masks: Tensor) -> Tensor:
+    return 1 - _dilate(1 - masks)
+
+
+def _accumulator(dtype: torch.dtype) -> torch.dtype:
+    return torch.promote_types(dtype, torch.float32)
