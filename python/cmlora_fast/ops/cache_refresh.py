@@ -32,7 +32,7 @@ def cache_refresh_(cache: Tensor, fresh: Tensor, rows: Tensor) -> None:
     check_floats(op, "cache, fresh", cache, fresh)
     if cache.dim() != 4 or fresh.dim() != 4 or cache.shape[1:] != fresh.shape[1:]:
         raise shape_error(op, "cache [S, C, H, W], fresh [R, C, H, W]", cache, fresh)
-    check_table(op, "rows [R]", rows, torch.int32, cache)
+    check_table(op, "rows [R]", rows, torch.int32, cache.device)
     if rows.shape != fresh.shape[:1]:
         raise shape_error(op, "rows [R] for fresh [R, C, H, W]", rows, fresh)
     if not last_contiguous(cache, fresh) or overlaps_itself(cache):
@@ -41,7 +41,7 @@ def cache_refresh_(cache: Tensor, fresh: Tensor, rows: Tensor) -> None:
         )
     check_no_grad(op, "use torch.no_grad()", cache, fresh)
     if cache.is_cpu:
-        _C.check_rows(rows.data_ptr(), len(rows), cache.shape[0])
+        _C.check_rows(rows.data_ptr(), rows.numel(), cache.shape[0])
     backend = pick(op, cache, ("cpu", "triton"))
     if backend == "cpu":
         _C.cache_refresh(
@@ -51,7 +51,7 @@ def cache_refresh_(cache: Tensor, fresh: Tensor, rows: Tensor) -> None:
             fresh.data_ptr(),
             fresh.stride(),
             rows.data_ptr(),
-            len(rows),
+            rows.numel(),
             cache.element_size(),
         )
         wrote(cache)

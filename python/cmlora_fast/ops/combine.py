@@ -21,7 +21,7 @@ from .backends import isa, pick
 
 def _check(op: str, out: Tensor, noise: Tensor, weights: Tensor, guided: bool) -> None:
     check_floats(op, "out, noise", out, noise)
-    check_table(op, "weights [J, B]", weights, torch.float32, noise)
+    check_table(op, "weights [J, B]", weights, torch.float32, noise.device)
     if noise.dim() != 6 or weights.shape != noise.shape[1:3]:
         raise shape_error(op, "noise [G, J, B, C, H, W], weights [J, B]", noise, weights)
     if guided and noise.shape[0] != 2:
