@@ -26,7 +26,7 @@ from .training import Loop, start, step_generator
 SEED = 13
 POOL = 600
 CAPTIONS_PER_IMAGE = 4
-BATCH = 32
+BATCH = 24
 _PRIOR = 4  # plain pictures in a batch
 _ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
 _CONV = ("conv1", "conv2")
@@ -141,7 +141,7 @@ def _save(concept_id: str, recipe: Recipe, unet, text_encoder) -> None:
     )
 
 
-def train(steps: int = 400, only: list[str] | None = None) -> None:
+def train(steps: int = 240, only: list[str] | None = None) -> None:
     start("loras")
     vae = AutoencoderKL.from_pretrained(WORK / "vae" / "final").eval()
     plain = torch.load(WORK / "base" / "data.pt", weights_only=True)

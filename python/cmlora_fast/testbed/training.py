@@ -1,10 +1,12 @@
 """What the four training scripts share: seeds, learning rate, averages, checkpoints."""
 
 import math
+import os
 import time
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 
 from .pools import WORK
 
@@ -13,16 +15,24 @@ _PACE = 24  # steps between two comparisons of one thread with all threads
 
 
 def start(name: str) -> Path:
-    """The folder for this script's checkpoints."""
-    torch.set_num_threads(_CORES)
+    """The folder for this script's checkpoints; one thread until `Pace` finds two faster."""
+    torch.set_num_threads(1)
+    if "RANK" in os.environ:  # started by torchrun
+        dist.init_process_group("gloo")
     folder = WORK / name
     folder.mkdir(parents=True, exist_ok=True)
     return folder
 
 
+def rank_and_count() -> tuple[int, int]:
+    """This process among those that share each batch; (0, 1) without torchrun."""
+    return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+
+
 def step_generator(seed: int, step: int) -> torch.Generator:
-    """Randomness that depends on the step alone, so that a resumed run repeats it."""
-    return torch.Generator().manual_seed(seed * 1_000_003 + step)
+    """Randomness that depends on step and rank alone, so that a resumed run repeats it."""
+    rank, count = rank_and_count()
+    return torch.Generator().manual_seed(seed * 1_000_003 + step * count + rank)
 
 
 def to_float(images: torch.Tensor) -> torch.Tensor:
@@ -57,19 +67,26 @@ class Average:
 
 
 class Pace:
-    """Chooses the number of threads by timing steps.
+    """Chooses between one thread and all of them by timing steps.
 
     On a machine shared with other work two threads can be many times slower than one, because
-    each parallel region waits for the thread whose core is taken.
+    each parallel region waits for the thread whose core is taken. So two are tried only while a
+    core seems free, and given up as soon as a step takes longer.
     """
 
     def __init__(self):
-        self.times = {1: 0.0, _CORES: 0.0}
+        self.threads = 1
+        self.cores = _CORES // rank_and_count()[1]
+        self.times = {self.cores: math.inf, 1: 0.0}
 
     def begin(self, step: int) -> None:
         phase = step % _PACE
-        trial = {0: 1, 1: 1, 2: _CORES, 3: _CORES}.get(phase)
-        self.threads = trial or min(self.times, key=self.times.get)
+        if phase == 0 and self.threads > 1:
+            self.threads = 1
+        elif phase == 1 and os.getloadavg()[0] < self.cores - 0.3:
+            self.threads = self.cores
+        elif phase > 2:
+            self.threads = min(self.times, key=self.times.get)
         torch.set_num_threads(self.threads)
         self.began = time.time()
 
@@ -89,10 +106,11 @@ class Loop:
         self.parameters, self.steps, self.peak, self.warmup = list(parameters), steps, peak, warmup
         self.save_every = save
         self.optimizer = torch.optim.AdamW(
-            self.parameters, lr=peak, betas=(0.9, 0.99), weight_decay=1e-3
+            self.parameters, lr=peak, betas=(0.9, 0.99), weight_decay=1e-3, fused=True
         )
         self.average = Average(self.parameters, decay)
         self.first = 0
+        self.silent = rank_and_count()[0] > 0  # one process logs and writes
         self.losses: list[float] = []
         if self.path.exists():
             self._restore()
@@ -125,6 +143,8 @@ class Loop:
             pace.begin(step)
             yield step
             pace.end()
+            if self.silent:
+                continue
             if (step + 1) % 50 == 0:
                 rate = (time.time() - began) / (step + 1 - self.first)
                 mean = sum(self.losses) / len(self.losses)
@@ -140,10 +160,22 @@ class Loop:
         """One optimiser step on a scalar loss."""
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
+        self._share_gradients()
         torch.nn.utils.clip_grad_norm_(self.parameters, 1.0)
         self.optimizer.step()
         self.average.update(self.parameters, step)
         self.losses.append(loss.item())
+
+    def _share_gradients(self) -> None:
+        count = rank_and_count()[1]
+        if count > 1:
+            gradients = [p.grad for p in self.parameters if p.grad is not None]
+            flat = torch.cat([g.flatten() for g in gradients])
+            dist.all_reduce(flat)
+            for gradient, mean in zip(
+                gradients, (flat / count).split([g.numel() for g in gradients]), strict=True
+            ):
+                gradient.copy_(mean.view_as(gradient))
 
     def finish(self) -> None:
         """Leave the averaged parameters in the model."""
