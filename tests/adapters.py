@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 import re
 from collections.abc import Callable
 
 import torch
+
+from . import helpers
 
 # Groups of target modules, as regular expressions over UNet module names.
 ATTENTION = r"attn[12]\.(to_q|to_k|to_v|to_out\.0)$"
@@ -106,6 +110,19 @@ def add_many(pipe, names: list[str], pattern=ATTENTION, weights=None, **options)
         add(pipe, name, pattern, **options)
     pipe.set_adapters(names, weights or [1.0] * len(names))
     return pipe
+
+
+@functools.cache
+def _loaded(kind, shape, names, pattern, weights, text):
+    pipe = helpers.pipeline(kind, shape)
+    weights = None if weights is None else list(weights)
+    return add_many(pipe, list(names), pattern, weights, text=text)
+
+
+def fresh(names, pattern=ATTENTION, *, kind="sd", shape="dummy", weights=None, text=False):
+    """A copy of a pipeline with these adapters active: loading them takes far longer."""
+    weights = None if weights is None else tuple(weights)
+    return copy.deepcopy(_loaded(kind, shape, tuple(names), pattern, weights, text))
 
 
 def add_mixture(pipe):

@@ -14,13 +14,15 @@ NAMES = ["character_1", "style_1", "background_1"]
 HOOKS = [name for name in vars(torch.nn.Module()) if name.endswith("_hooks")]
 
 
-@pytest.fixture
-def pipe():
-    pipe = helpers.pipeline("sd", "dummy")
-    for name in NAMES:
-        adapters.add(pipe, name, adapters.EVERYTHING, text=name == "style_1")
+def loaded():
+    pipe = adapters.fresh(NAMES, adapters.EVERYTHING, text=True)
     pipe.set_adapters(NAMES[:2], [0.8, 1.0])
     return pipe
+
+
+@pytest.fixture
+def pipe():
+    return loaded()
 
 
 def models(pipe):
@@ -175,10 +177,7 @@ CHANGES = [
 @pytest.mark.parametrize("change", CHANGES)
 def test_changes_while_enabled(pipe, change):
     """After ``disable`` the pipeline is one to which only the change itself happened."""
-    other = helpers.pipeline("sd", "dummy")
-    for name in NAMES:
-        adapters.add(other, name, adapters.EVERYTHING, text=name == "style_1")
-    other.set_adapters(NAMES[:2], [0.8, 1.0])
+    other = loaded()
     cf.enable(pipe)
     run(pipe)
     change(pipe)
@@ -257,8 +256,18 @@ def test_summary_before_a_call_and_after_disable(pipe):
     assert list(cf.summary(pipe).adapters) == NAMES[:2]
 
 
+def test_encoding_a_prompt_by_hand_leaves_nothing(pipe):
+    run(pipe)
+    before = snapshot(pipe)
+    cf.enable(pipe, "cmlora")
+    pipe.encode_prompt("a fox", "cpu", 1, True)
+    cf.disable(pipe)
+    assert_equal(snapshot(pipe), before)
+    assert pipe.num_timesteps == 3
+
+
 def test_two_pipelines_do_not_see_each_other(pipe):
-    other = adapters.add_many(helpers.pipeline("sd", "dummy", seed=1), ["character_1", "a"])
+    other = adapters.fresh(["character_1", "a"])
     alone = run(other)
     with cf.accelerate(pipe, "cmlora"):
         run(pipe)
