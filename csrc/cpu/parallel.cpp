@@ -23,35 +23,39 @@ Settings& settings() {
   return instance;
 }
 
-// Exceptions must not cross torch's C interface: the first one waits here.
-struct Guarded {
+// The work of one call. Whichever range the pool gives a thread, it takes pieces of `grain` until
+// none is left: a thread that the system holds back then keeps the others waiting for one piece,
+// not for its share. Exceptions must not cross torch's C interface: the first one waits here.
+struct Job {
   ParallelBody body;
   void* context;
-  std::mutex mutex;
-  std::exception_ptr error;
+  int64_t count;
+  int64_t grain;
+  std::atomic<int64_t> next{0};
+  std::mutex mutex{};
+  std::exception_ptr error{};
 
-  static void call(int64_t begin, int64_t end, void* self) {
-    auto* guarded = static_cast<Guarded*>(self);
+  void run() {
     try {
-      guarded->body(begin, end, guarded->context);
+      for (int64_t begin; (begin = next.fetch_add(grain)) < count;) {
+        body(begin, begin + grain < count ? begin + grain : count, context);
+      }
     } catch (...) {
-      std::lock_guard<std::mutex> lock(guarded->mutex);
-      if (!guarded->error) guarded->error = std::current_exception();
+      std::lock_guard<std::mutex> lock(mutex);
+      if (!error) error = std::current_exception();
     }
   }
 };
 
-void run_threads(int64_t count, int64_t grain, Guarded* guarded) {
-  const int64_t most = (count + grain - 1) / grain;
-  const int64_t wanted = settings().fallback_threads;
-  const int64_t ranges = wanted < most ? wanted : most;
-  const int64_t size = (count + ranges - 1) / ranges;
+void run_range(int64_t, int64_t, void* job) { static_cast<Job*>(job)->run(); }
+
+void run_threads(Job* job) {
+  const int64_t pieces = (job->count + job->grain - 1) / job->grain;
   std::vector<std::thread> threads;
-  for (int64_t begin = size; begin < count; begin += size) {
-    const int64_t end = begin + size < count ? begin + size : count;
-    threads.emplace_back(Guarded::call, begin, end, guarded);
+  for (int64_t i = 1; i < pieces && i < settings().fallback_threads; ++i) {
+    threads.emplace_back(&Job::run, job);
   }
-  Guarded::call(0, size < count ? size : count, guarded);
+  job->run();
   for (auto& thread : threads) thread.join();
 }
 
@@ -61,13 +65,13 @@ void run_parallel(int64_t count, int64_t grain, ParallelBody body, void* context
   if (count <= 0) return;
   Settings& chosen = settings();
   if (count <= grain || chosen.pool == Pool::kSerial) return body(0, count, context);
-  Guarded guarded{body, context, {}, {}};
+  Job job{body, context, count, grain};
   if (chosen.pool == Pool::kThreads) {
-    run_threads(count, grain, &guarded);
-  } else if (chosen.torch(0, count, grain, Guarded::call, &guarded) != 0) {
+    run_threads(&job);
+  } else if (chosen.torch(0, count, grain, run_range, &job) != 0) {
     throw std::runtime_error("torch_parallel_for failed");
   }
-  if (guarded.error) std::rethrow_exception(guarded.error);
+  if (job.error) std::rethrow_exception(job.error);
 }
 
 Pool current_pool() { return settings().pool; }
