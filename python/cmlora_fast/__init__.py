@@ -2,6 +2,7 @@
 
 from . import ops
 from .accelerate import accelerate, disable, enable, summary
+from .clora_method import CLoRA, Concept, Row
 from .methods import CMLoRA, Composite, Merge, Switch
 from .ops.backends import backends
 from .summary import StepRecord, Summary
@@ -9,9 +10,12 @@ from .summary import StepRecord, Summary
 __version__ = "0.1.0"
 
 __all__ = [
+    "CLoRA",
     "CMLoRA",
     "Composite",
+    "Concept",
     "Merge",
+    "Row",
     "StepRecord",
     "Summary",
     "Switch",

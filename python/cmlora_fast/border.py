@@ -17,7 +17,8 @@ __all__ = ["Border"]
 class Border:
     """Calls ``owner`` where a pipeline starts a call, runs its UNet and steps its scheduler.
 
-    ``owner`` has ``start(encode)``, ``unet_call(plain, args, kwargs)`` and ``after_step(latents)``.
+    ``owner`` has ``start(encode)``, ``unet_call(plain, args, kwargs)``, ``take_correction()`` and
+    ``after_step(latents)``.
     Every hook is an instance attribute and keeps the signature of what it shadows: pipelines ask
     for it to find out whether a scheduler takes ``eta`` and ``generator``.
     """
@@ -84,11 +85,22 @@ class Border:
         return self._owner.start(functools.partial(original, *args, **kwargs))
 
     def _scheduler_step(self, original: Callable, *args, **kwargs):
+        if self.unet is not None:
+            args, kwargs = self._corrected(args, kwargs)
         result = original(*args, **kwargs)
         latents = result[0] if isinstance(result, tuple) else result.prev_sample
         if isinstance(latents, Tensor) and self.unet is not None:
             self._owner.after_step(latents)
         return result
+
+    def _corrected(self, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+        """The arguments with the owner's correction added to ``sample``, the third of them."""
+        correction = self._owner.take_correction()
+        if correction is None:
+            return args, kwargs
+        if "sample" in kwargs:
+            return args, {**kwargs, "sample": kwargs["sample"] + correction}
+        return (*args[:2], args[2] + correction, *args[3:]), kwargs
 
 
 def _shadow(original: Callable, replacement: Callable) -> Callable:

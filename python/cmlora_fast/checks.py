@@ -6,23 +6,35 @@ import warnings
 from collections.abc import Collection
 from typing import Any
 
+import torch
 from torch import nn
 
+from .clora_method import CLoRA
 from .methods import Method
 from .refresh import reuses
 from .stepplan import Measure
+from .unet.inputs import UNetInputs
 from .unet.topology import find_cut
 
-__all__ = ["check_band", "check_cut", "check_names", "warn_of_caching"]
+__all__ = [
+    "check_band",
+    "check_contrast",
+    "check_cut",
+    "check_names",
+    "input_scale",
+    "warn_of_caching",
+]
 
 FEW_STEPS = 8  # below this, features differ too much from step to step to be reused unseen
 
 
-def check_cut(method: Method, unet: nn.Module) -> None:
+def check_cut(method: Method | CLoRA, unet: nn.Module) -> None:
     """Raise ``ValueError`` for a cache position outside the UNet.
 
     The default position is checked only where it is used: small UNets may not have it.
     """
+    if isinstance(method, CLoRA):
+        return
     position = (method.cache_layer_id, method.cache_block_id)
     default = (Method.cache_layer_id, Method.cache_block_id)
     if reuses(method) or position != default:
@@ -32,7 +44,7 @@ def check_cut(method: Method, unet: nn.Module) -> None:
             raise ValueError(f"{type(method).__name__}: {error}") from None
 
 
-def check_names(method: Method, loaded: Collection[str]) -> None:
+def check_names(method: Method | CLoRA, loaded: Collection[str]) -> None:
     """Raise ``ValueError`` for a name in ``low_frequency`` that is not a loaded adapter."""
     for name in getattr(method, "low_frequency", None) or ():
         if name not in loaded:
@@ -73,3 +85,26 @@ def warn_of_caching(scheduler: Any, steps: int) -> None:
             "much from one to the next; use more steps or cache_interval=1",
             stacklevel=2,
         )
+
+
+def check_contrast(
+    opaque: str | None, inputs: UNetInputs, max_rows: int | None, method: CLoRA
+) -> None:
+    """Raise ``ValueError`` for a UNet call that CLoRA cannot run."""
+    if inputs.added:
+        raise ValueError("CLoRA: expected a UNet without added conditions (not SDXL)")
+    if method.latent_update and opaque is not None:
+        raise ValueError(f"CLoRA: expected a UNet call that can be taken apart; {opaque}")
+    rows = method.row_count * inputs.batch
+    if max_rows is not None and max_rows < rows:
+        raise ValueError(
+            f"max_rows: CLoRA compares all rows in one batch; expected None or at least {rows}; "
+            f"got {max_rows}"
+        )
+
+
+def input_scale(scheduler: Any, timestep: Any) -> float:
+    """What ``scheduler.scale_model_input`` multiplies latents by at this step."""
+    if not hasattr(scheduler, "scale_model_input"):
+        return 1.0
+    return float(scheduler.scale_model_input(torch.ones(1), timestep))

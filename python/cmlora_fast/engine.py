@@ -17,15 +17,26 @@ from .adapters import LoadedAdapters, read_adapters
 from .adapters.peft import FiniteCheck
 from .adapters.text import only_adapters
 from .border import Border
-from .checks import check_band, check_cut, check_names, warn_of_caching
+from .checks import (
+    check_band,
+    check_contrast,
+    check_cut,
+    check_names,
+    input_scale,
+    warn_of_caching,
+)
+from .clora_method import CLoRA
+from .contrast import Contrast
 from .methods import Merge, Method, Switch
 from .ops.backends import backends
+from .prompts import RowPrompts, encode_rows
 from .run import Run
-from .schedule import plan
+from .schedule import plan, plan_rows
 from .summary import Summary
 from .unet.cache import FeatureCache
 from .unet.executor import Executor, combine
 from .unet.inputs import UNetInputs, read_call
+from .unet.tap import AttentionTap
 from .unet.topology import find_cut
 
 __all__ = ["Engine", "Settings"]
@@ -59,6 +70,10 @@ class Engine:
         self._run: Run | None = None
         self._armed = False
         self._steps_before: Any = None
+        self._prompts: RowPrompts | None = None
+        self._contrast: Contrast | None = None
+        self._tap = AttentionTap()
+        self._correction: Tensor | None = None
 
     def attach(self) -> None:
         """Hook the pipeline; raises before anything is changed (see ``check``)."""
@@ -99,6 +114,9 @@ class Engine:
         self._armed = True
         # The pipeline sets its step count anew before the first UNet call: an old one would lie.
         self._steps_before = self._border.pipe.__dict__.pop("_num_timesteps", None)
+        if isinstance(self.settings.method, CLoRA):
+            names = self._adapters.names
+            self._prompts = encode_rows(self._border.pipe, self.settings.method, encode, names)
         with only_adapters(self._border.pipe, self._text_adapters()):
             return encode()
 
@@ -118,6 +136,11 @@ class Engine:
         if isinstance(out, Tensor):
             return UNet2DConditionOutput(sample=out) if inputs.return_dict else (out,)
         return out
+
+    def take_correction(self) -> Tensor | None:
+        """What this step adds to the scheduler's sample; None most of the time."""
+        correction, self._correction = self._correction, None
+        return correction
 
     def after_step(self, latents: Tensor) -> None:
         """The scheduler has answered: one evaluation of the plan is done."""
@@ -141,6 +164,9 @@ class Engine:
             self._adapters = self.check(self.settings)
         self._armed = False
         method, T = self.settings.planned, max(1, -(-expected // order))
+        if isinstance(method, CLoRA):
+            self._begin_contrast(method, inputs, T, expected, order)
+            return
         schedule = plan(method, self._adapters.names, T, guided=self._guided())
         check_band(schedule.measure, inputs.sample.shape[-2:])
         self._executor.prepare(
@@ -158,6 +184,39 @@ class Engine:
         self.summary = self._new_summary(reason)
         self._run = Run(schedule, order, expected, self.summary, cache, self.settings.record)
 
+    def _begin_contrast(
+        self, method: CLoRA, inputs: UNetInputs, T: int, expected: int, order: int
+    ) -> None:
+        if self._prompts is None or expected == 0:
+            raise RuntimeError("CLoRA: expected a pipeline call, whose prompt gives the rows")
+        check_contrast(self._executor.opaque(inputs), inputs, self.settings.max_rows, method)
+        prompts, parts = self._prompts, 2 if self._guided() else 1
+        styles = method.style_adapters
+        subsets = [(() if r.adapter is None else (r.adapter,)) + styles for r in prompts.rows]
+        schedule = plan_rows(subsets, T)
+        adapters = self._adapters.scaled(dict.fromkeys(styles, method.style_weight))
+        self._executor.prepare(
+            adapters,
+            schedule.subsets,
+            inputs.scale,
+            self.settings.weights,
+            lambda batch: prompts.text(batch, parts).to(inputs.sample),
+        )
+        self._tap.attach(self._border.unet)
+        self._contrast = Contrast(
+            method, prompts.rows, self._executor, self._tap, T, self.settings.record
+        )
+        self.summary = self._new_summary("every row is full")
+        self._run = Run(schedule, order, expected, self.summary, None, self.settings.record)
+
+    def _contrast_step(self, plain: Callable[..., Any], inputs: UNetInputs) -> Tensor:
+        images = self._images(inputs.batch)
+        scale = input_scale(self._border.scheduler, inputs.timestep)
+        step = self._contrast.step(plain, inputs, self._run.step, images, scale)
+        self._correction = step.correction
+        self._run.note_contrast(step, [row.adapter for row in self._prompts.rows])
+        return step.noise
+
     def _step(
         self,
         plain: Callable[..., Any],
@@ -170,6 +229,8 @@ class Engine:
         run.begin_batch(inputs.batch)
         decision = run.decide(inputs.batch, self._images(inputs.batch), inputs.sample.device)
         run.note(decision, _number(inputs.timestep), started)
+        if self._contrast is not None:
+            return self._contrast_step(plain, inputs)
         if run.cache is None and run.plan.subsets == ((),):
             return plain(*args, **kwargs)  # no adapter, nothing reused: the plain pipeline
         noise = self._executor.run(plain, inputs, decision.rows, self.settings.max_rows, run.cache)
@@ -183,10 +244,16 @@ class Engine:
         self._run.cache = None
         if self._run.expected == 0:
             self._run = None
+        self._end_contrast()
         self._executor.forget()
+
+    def _end_contrast(self) -> None:
+        self._tap.detach()
+        self._contrast = self._prompts = self._correction = None
 
     def _drop_run(self) -> None:
         self._armed = False
+        self._end_contrast()
         if self._run is not None:
             self._run.collect()
             self._run = None

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import MISSING, dataclass, fields
 from typing import ClassVar, Literal
 
+from .clora_method import CLoRA
 from .validation import (
     check_bool,
     check_choice,
@@ -190,21 +191,23 @@ class CMLoRA(Method):
         super().__post_init__()
 
 
-METHODS: dict[str, type[Method]] = {
+METHODS: dict[str, type[Method] | type[CLoRA]] = {
     "merge": Merge,
     "switch": Switch,
     "composite": Composite,
     "cmlora": CMLoRA,
+    "clora": CLoRA,
 }
 
 
-def resolve(method: str | Method | None) -> Method | None:
+def resolve(method: str | Method | CLoRA | None) -> Method | CLoRA | None:
     """The method that ``enable(method=...)`` means; None stays None (lossless).
 
     Raises:
-        ValueError: An unknown name, or anything that is not a method.
+        ValueError: An unknown name, anything that is not a method, or "clora": it has no default
+            rows.
     """
-    if method is None or isinstance(method, Method):
+    if method is None or isinstance(method, Method | CLoRA):
         return method
     known = ", ".join(repr(name) for name in METHODS)
     if isinstance(method, str) and method in METHODS:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import time
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from . import ops
+from .contrast import ContrastStep
 from .schedule import Plan
 from .stepplan import Choice, Walk
 from .summary import StepRecord, Summary
@@ -17,6 +19,8 @@ from .unet.cache import FeatureCache
 from .unet.rows import StepRows
 
 __all__ = ["Decision", "Run"]
+
+BASE = "__base__"  # PEFT's name for a row without adapters
 
 
 @dataclass(frozen=True)
@@ -54,6 +58,8 @@ class Run:
     walks: list[Walk] = field(default_factory=list)
     readings: list[float] | None = None
     profiles: list[Tensor] = field(default_factory=list)
+    maps: list[Tensor] = field(default_factory=list)
+    masks: list[Tensor] = field(default_factory=list)
     features: list[dict[str, Tensor]] = field(default_factory=list)
     _weights: dict[tuple, Tensor] = field(default_factory=dict)
     _decided: tuple[int, tuple] | None = None
@@ -136,6 +142,20 @@ class Run:
         self.summary.steps.append(record)
         self._call_started = started
 
+    def note_contrast(self, step: ContrastStep, adapters: Sequence[str | None]) -> None:
+        """Add what a step of CLoRA found to its record."""
+        names = [name or BASE for name in adapters]
+        record = self.summary.steps[-1]
+        record.loss = step.losses
+        record.weights = _summed(names, step.shares[0])
+        areas = step.masks.mean((2, 3)).t().tolist()
+        record.mask_area = _summed(names, areas[0])
+        for image, shares, area in zip(record.per_image, step.shares, areas, strict=False):
+            image |= {"weights": _summed(names, shares), "mask_area": _summed(names, area)}
+        if self.record:
+            self.maps.append(step.maps.cpu())
+            self.masks.append(step.masks[:, 0].cpu())
+
     def after_step(self, latents: Tensor) -> None:
         """Take the measure of the latents that ``scheduler.step`` returned, and move on."""
         measure = self.plan.measure
@@ -184,6 +204,9 @@ class Run:
 
     def collect(self) -> None:
         """Move what was recorded to the summary."""
+        for name in ("maps", "masks"):
+            if getattr(self, name):
+                setattr(self.summary, name, torch.stack(getattr(self, name)))
         if self.profiles:
             self.summary.profiles = torch.stack(self.profiles)
         if self.features:
@@ -198,8 +221,16 @@ def _without_refresh(choice: Choice) -> Choice:
     return Choice(choice.dominant, (False,) * len(choice.refresh), choice.weights)
 
 
+def _summed(names: Sequence[str], values: Sequence[float]) -> dict[str, float]:
+    """Name -> sum of its values: an adapter may have several rows."""
+    totals = dict.fromkeys(names, 0.0)
+    for name, value in zip(names, values, strict=True):
+        totals[name] += value
+    return totals
+
+
 def _label(subset: tuple[str, ...]) -> str:
-    return "+".join(subset) if subset else "__base__"
+    return "+".join(subset) if subset else BASE
 
 
 def _image_record(run: Run, decision: Decision, image: int, names: list[str]) -> dict:

@@ -13,7 +13,7 @@ from .refresh import refresh_steps, reuses
 from .released import plan_released
 from .stepplan import Choice, Measure, Plan, StepPlan, last_only, shares, singles
 
-__all__ = ["partition", "plan"]
+__all__ = ["partition", "plan", "plan_rows"]
 
 
 def partition(
@@ -52,6 +52,14 @@ def plan(method: Method, adapters: Sequence[str], timesteps: int, *, guided: boo
             return plan_released(method, list(adapters), timesteps, guided)
         return _cmlora(method, list(adapters), timesteps)
     raise TypeError(f"plan: expected a method with a schedule; got {method!r}")
+
+
+def plan_rows(subsets: Sequence[tuple[str, ...]], timesteps: int) -> Plan:
+    """A run in which every subset is one row, whole, at every step (CLoRA)."""
+    count = len(subsets)
+    choice = Choice(None, (True,) * count, (1.0 / count,) * count)
+    step = StepPlan(tuple(range(count)), choice)
+    return Plan(tuple(subsets), (step,) * timesteps, reuse=False)
 
 
 def _merge(method: Method, adapters: tuple[str, ...], T: int) -> Plan:

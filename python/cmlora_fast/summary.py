@@ -32,6 +32,8 @@ class StepRecord:
         full_rows: Samples of the batch that ran the whole UNet.
         shallow_rows: Samples that ran the shallow part only.
         amplitude: High-frequency mean of the latents that this step returned.
+        loss: CLoRA: every contrastive loss evaluated at this step, in order.
+        mask_area: CLoRA: adapter -> share of the image that its mask claims.
         per_image: With several images, a dict of the deciding fields for each.
     """
 
@@ -45,6 +47,8 @@ class StepRecord:
     full_rows: int = 0
     shallow_rows: int = 0
     amplitude: float | None = None
+    loss: tuple[float, ...] | None = None
+    mask_area: dict[str, float] | None = None
     per_image: list[dict[str, Any]] = field(default_factory=list)
 
 

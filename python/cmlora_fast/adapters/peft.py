@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 
 import torch
 from peft.tuners.lora import LoraLayer
@@ -39,6 +40,21 @@ class LoadedAdapters:
     names: tuple[str, ...] = ()
     layers: tuple[AdaptedLayer, ...] = ()
     loaded: frozenset[str] = field(default_factory=frozenset)
+
+    def scaled(self, factors: Mapping[str, float]) -> LoadedAdapters:
+        """The same with some adapters' scales multiplied."""
+        layers = tuple(
+            replace(
+                layer,
+                adapters={k: _scaled(a, factors.get(k, 1.0)) for k, a in layer.adapters.items()},
+            )
+            for layer in self.layers
+        )
+        return replace(self, layers=layers) if factors else self
+
+
+def _scaled(adapter: LayerAdapter, factor: float) -> LayerAdapter:
+    return replace(adapter, scaling=adapter.scaling * factor)
 
 
 def fingerprint(*tensors: Tensor) -> tuple:
