@@ -42,20 +42,25 @@ class Options:
     debug: bool = False
 
 
-@app.callback()
-def global_options(
-    context: typer.Context,
-    debug: bool = typer.Option(False, "--debug", help="Show the traceback of an error."),
-    version: bool = typer.Option(False, "--version", help="Print the version and exit."),
-) -> None:
-    """Compose several LoRAs on diffusers UNet pipelines, fast and dependably."""
-    if isinstance(context.obj, Options):
-        context.obj.debug = debug
-    if version:
+def _version(asked: bool) -> None:
+    if asked:
         from .report import version_of
 
         typer.echo(f"cmlora-fast {version_of('cmlora-fast')}")
         raise typer.Exit
+
+
+@app.callback()
+def global_options(
+    context: typer.Context,
+    debug: bool = typer.Option(False, "--debug", help="Show the traceback of an error."),
+    version: bool = typer.Option(
+        False, "--version", is_eager=True, callback=_version, help="Print the version and exit."
+    ),
+) -> None:
+    """Compose several LoRAs on diffusers UNet pipelines, fast and dependably."""
+    if isinstance(context.obj, Options):
+        context.obj.debug = debug
 
 
 app.command(epilog="Example: cmlora demo --out out --seed 3")(demo)
@@ -82,17 +87,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
             obj=options,
         )
     except (KeyboardInterrupt, typer.Abort):
-        return _fail("interrupted", INTERRUPTED)
+        return _interrupted()
     except ClickError as error:
         return _fail(error.format_message(), error.exit_code)
     except Exception as error:
         if options.debug:
             raise
         return _fail(one_line(error), 1)
+    if code == INTERRUPTED:  # what newer versions of typer make of Ctrl-C
+        return _interrupted()
     return code if isinstance(code, int) else 0
 
 
 def _fail(message: str, code: int) -> int:
     if message:  # empty: typer has printed the help already
-        print(f"error: {message}" if code != INTERRUPTED else message, file=sys.stderr)
+        print(f"error: {message}", file=sys.stderr)
     return code
+
+
+def _interrupted() -> int:
+    print("interrupted", file=sys.stderr)
+    return INTERRUPTED

@@ -74,7 +74,9 @@ def _print(report: dict[str, Any]) -> None:
         ["check", "result", "detail"],
         [[c["name"], _verdict(c), c["detail"]] for c in report["checks"]],
     )
-    print("the basics work" if report["ok"] else "something that is needed does not work: see above")
+    print(
+        "the basics work" if report["ok"] else "something that is needed does not work: see above"
+    )
 
 
 def _verdict(check: dict[str, Any]) -> str:

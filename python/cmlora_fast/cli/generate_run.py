@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,13 +13,15 @@ import torch
 import cmlora_fast as cf
 
 from .images import save_png
-from .lora_files import LoraSpec, parse_specs
+from .lora_files import LoraSpec, check_lora, parse_specs
 from .method_options import make_method
-from .pipelines import EMBEDDED, add_loras, load_pipeline, set_scheduler
+from .pipelines import EMBEDDED, add_loras, check_scheduler, load_pipeline, set_scheduler
 from .progress import each_step, progress
 from .report import versions
 
 __all__ = ["run"]
+
+GUIDANCE, EMBEDDED_GUIDANCE = 7.5, 4.0  # diffusers' default; what the small model was tried with
 
 
 def run(arguments: dict[str, Any], load: Callable[..., Any] = load_pipeline) -> dict[str, Any]:
@@ -29,13 +32,18 @@ def run(arguments: dict[str, Any], load: Callable[..., Any] = load_pipeline) -> 
         load: Makes the pipeline of (model, dtype, device).
     """
     embedded = arguments["model"] == EMBEDDED
+    if arguments["guidance_scale"] is None:
+        arguments["guidance_scale"] = EMBEDDED_GUIDANCE if embedded else GUIDANCE
     method = make_method(arguments["method"], arguments["method_option"] or ())
     specs = parse_specs(arguments["lora"] or (), embedded)
+    check_scheduler(arguments["scheduler"])
+    files = [check_lora(spec.path) for spec in specs]  # before minutes of loading a large model
     pipe = load(arguments["model"], arguments["dtype"], arguments["device"])
     set_scheduler(pipe, arguments["scheduler"])
-    add_loras(pipe, specs)
+    add_loras(pipe, specs, files)
     options = {key: arguments[key] for key in ("backend", "weights", "max_rows")}
     cf.enable(pipe, method, **options)
+    _warn_of_cut(pipe, arguments["prompt"])
     started = time.perf_counter()
     images = _paint(pipe, arguments)
     seconds = time.perf_counter() - started
@@ -48,6 +56,17 @@ def run(arguments: dict[str, Any], load: Callable[..., Any] = load_pipeline) -> 
         "loras": _plain(specs),
         "summary": summary,
     }
+
+
+def _warn_of_cut(pipe: Any, prompt: str) -> None:
+    tokenizer = getattr(pipe, "tokenizer", None)
+    if tokenizer is None:
+        return
+    count, most = len(tokenizer(prompt).input_ids), tokenizer.model_max_length
+    if count > most:
+        warnings.warn(
+            f"the prompt has {count} tokens; the text encoder reads the first {most}", stacklevel=2
+        )
 
 
 def _paint(pipe: Any, arguments: dict[str, Any]) -> list[Any]:

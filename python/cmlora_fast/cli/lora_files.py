@@ -13,7 +13,7 @@ from .errors import CliError
 from .lora_match import misfits
 from .lora_read import LoraFile, non_finite, read_lora
 
-__all__ = ["LoraSpec", "check_lora", "parse_specs", "resolve_path"]
+__all__ = ["LoraSpec", "check_fit", "check_lora", "parse_specs", "resolve_path"]
 
 COMPUTED = ("LoRA", "LoCon")
 SHOWN = 3  # keys that an error names; it counts the rest
@@ -61,8 +61,19 @@ def check_lora(
             f"({_some(bad)}); expected finite numbers"
         )
     if unet is not None:
-        _check_fit(file, {"unet": unet, **(text_encoders or {})})
+        check_fit(file, {"unet": unet, **(text_encoders or {})})
     return file
+
+
+def check_fit(file: LoraFile, models: Mapping[str, Any]) -> None:
+    """Refuse a file whose layers are not the models' (component -> module)."""
+    wrong = misfits(file, models)
+    if wrong:
+        more = f"; and {len(wrong) - SHOWN} more" if len(wrong) > SHOWN else ""
+        raise CliError(
+            f"{file.path}: made for another architecture: {len(wrong)} of its "
+            f"{len(file.layers)} layers do not fit: {'; '.join(map(str, wrong[:SHOWN]))}{more}"
+        )
 
 
 def parse_specs(texts: Sequence[str], embedded: bool = False) -> list[LoraSpec]:
@@ -109,16 +120,6 @@ def _split(text: str) -> tuple[str, float]:
     if not math.isfinite(weight):
         raise CliError(f"--lora {text}: expected a finite weight after the last ':'; got {tail}")
     return place, weight
-
-
-def _check_fit(file: LoraFile, models: Mapping[str, Any]) -> None:
-    wrong = misfits(file, models)
-    if wrong:
-        more = f"; and {len(wrong) - SHOWN} more" if len(wrong) > SHOWN else ""
-        raise CliError(
-            f"{file.path}: made for another architecture: {len(wrong)} of its "
-            f"{len(file.layers)} layers do not fit: {'; '.join(map(str, wrong[:SHOWN]))}{more}"
-        )
 
 
 def _some(keys: Sequence[str]) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 
 from .lora_read import LoraFile, LoraLayer
 
-__all__ = ["Misfit", "misfits"]
+__all__ = ["Misfit", "ignored_alphas", "misfits"]
 
 _SGM = re.compile(r"^(input_blocks|output_blocks|middle_block)_(\d+)_(?:(\d+)_)?(.+)$")
 # Names inside a resnet of the original Stable Diffusion code, and diffusers' for them.
@@ -27,6 +27,8 @@ _SGM_OUTER = {
     "input_blocks_0_0": "conv_in",
     "out_2": "conv_out",
 }
+
+ROUNDING = 1e-3  # relative: alphas are often kept in half precision
 
 
 @dataclass(frozen=True)
@@ -67,6 +69,26 @@ def misfits(file: LoraFile, models: Mapping[str, Any]) -> list[Misfit]:
         found.extend(_compare(layer, shape, layer.component in models))
     # Two shapes side by side tell more than a missing layer, the UNet more than a text encoder.
     return sorted(found, key=lambda m: (m.expected is None, m.component != "unet"))
+
+
+def ignored_alphas(file: LoraFile, models: Mapping[str, Any], adapter: str) -> int:
+    """How many layers of the loaded file are scaled by something else than its alpha / rank."""
+    tables = {
+        part: {
+            name.replace(".", "_"): module.scaling[adapter]
+            for name, module in model.named_modules()
+            if adapter in getattr(module, "scaling", ())
+        }
+        for part, model in models.items()
+    }
+    layers_per_block = _layers_per_block(models.get("unet"))
+    count = 0
+    for layer in file.layers:
+        table = tables.get(layer.component, {})
+        scale = next((table[n] for n in _names(layer, layers_per_block) if n in table), None)
+        if layer.alpha is not None and scale is not None:
+            count += abs(scale - layer.alpha / layer.rank) > ROUNDING * abs(scale)
+    return count
 
 
 def _layers_of(model: Any) -> dict[str, tuple[int, ...]]:

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from .errors import CliError, one_line
-from .lora_files import LoraSpec, check_lora
+from .lora_files import LoraSpec, check_fit
+from .lora_match import ignored_alphas
+from .lora_read import LoraFile
 
 __all__ = [
     "DTYPES",
     "EMBEDDED",
     "SCHEDULERS",
     "add_loras",
+    "check_scheduler",
     "load_pipeline",
     "pick_device",
     "set_scheduler",
@@ -90,29 +94,40 @@ def pick_device(device: str) -> str:
     return device
 
 
+def check_scheduler(name: str | None) -> None:
+    """Refuse an unknown name; None is the model's own scheduler."""
+    if name is not None and name not in SCHEDULERS:
+        raise CliError(f"--scheduler: expected one of {', '.join(SCHEDULERS)}; got {name!r}")
+
+
 def set_scheduler(pipe: Any, name: str | None) -> None:
     """Exchange the scheduler, keeping the model's noise schedule; None keeps the model's own."""
     if name is None:
         return
-    if name not in SCHEDULERS:
-        raise CliError(f"--scheduler: expected one of {', '.join(SCHEDULERS)}; got {name!r}")
     import diffusers
 
     cls, changes = SCHEDULERS[name]
     pipe.scheduler = getattr(diffusers, cls).from_config(pipe.scheduler.config, **changes)
 
 
-def add_loras(pipe: Any, specs: Sequence[LoraSpec]) -> None:
-    """Check every file, then load and activate them in order."""
-    for spec in specs:
-        check_lora(spec.path, pipe.unet, text_encoders(pipe))
-    for spec in specs:
+def add_loras(pipe: Any, specs: Sequence[LoraSpec], files: Sequence[LoraFile]) -> None:
+    """Load and activate files that have been checked in themselves; refuses what does not fit."""
+    models = {"unet": pipe.unet, **text_encoders(pipe)}
+    for file in files:
+        check_fit(file, models)
+    for spec, file in zip(specs, files, strict=True):
         try:
             pipe.load_lora_weights(
                 spec.path.parent, weight_name=spec.path.name, adapter_name=spec.name
             )
         except Exception as error:
             raise CliError(f"{spec.path}: diffusers cannot load it: {one_line(error)}") from error
+        if count := ignored_alphas(file, models, spec.name):
+            warnings.warn(
+                f"{spec.path}: diffusers does not apply the alpha of {count} of its "
+                f"{len(file.layers)} layers, here as in Python",
+                stacklevel=2,
+            )
     if specs:
         pipe.set_adapters([spec.name for spec in specs], [spec.weight for spec in specs])
 

@@ -1,0 +1,155 @@
+import json
+
+import pytest
+from cmlora_fast.cli.images import read_parameters, save_png
+from cmlora_fast.cli.lora_files import parse_specs
+from PIL import Image
+
+SIZE = ["--height", 64, "--width", 64, "--steps", 3]
+
+
+@pytest.fixture
+def paint(cmlora, model, tmp_path):
+    def run(*options, out="image.png"):
+        head = ["generate", "--model", model, "-p", "a fox", *SIZE]
+        return cmlora(*head, "--out", tmp_path / out, *options)
+
+    return run
+
+
+def two_loras(loras):
+    return ["--lora", f"{loras['character_1']}:0.7", "--lora", loras["background_1"]]
+
+
+def test_png_holds_all_parameters(paint, loras, tmp_path):
+    options = [*two_loras(loras), "--method", "cmlora", "--method-option", "cache_interval=2"]
+    code, out, err = paint(*options, "--seed", 5, "--scheduler", "euler", "--negative", "bad")
+    assert code == 0, err
+    assert out.splitlines()[0] == str(tmp_path / "image.png")
+    parameters = read_parameters(tmp_path / "image.png")
+    assert parameters["prompt"] == "a fox" and parameters["negative"] == "bad"
+    assert parameters["method"] == "cmlora" and parameters["method_option"] == ["cache_interval=2"]
+    assert (parameters["seed"], parameters["steps"], parameters["scheduler"]) == (5, 3, "euler")
+    assert (parameters["width"], parameters["height"]) == (64, 64)
+    assert [(x["name"], x["weight"]) for x in parameters["loras"]] == [
+        ("character_1", 0.7),
+        ("background_1", 1.0),
+    ]
+    assert b"tEXtparameters" in (tmp_path / "image.png").read_bytes()
+    assert "warning: 3 steps with feature caching" in err  # ours is shown, in one line
+
+
+def test_json_is_one_document_with_what_ran(paint, loras):
+    code, out, err = paint(*two_loras(loras), "--method", "composite", "--json")
+    assert code == 0, err
+    report = json.loads(out)
+    assert report["command"] == "generate" and report["arguments"]["method"] == "composite"
+    assert report["machine"]["cores"] and report["versions"]["torch"]
+    assert report["summary"]["adapters"] == ["character_1", "background_1"]
+    assert len(report["summary"]["steps"]) == 3
+    assert report["seconds"] > 0
+
+
+def test_nothing_is_overwritten(tmp_path):
+    image = Image.new("RGB", (8, 8))
+    names = [save_png(image, tmp_path / "new" / "x.png", {"i": i}).name for i in range(3)]
+    assert names == ["x.png", "x-1.png", "x-2.png"]
+    assert [read_parameters(tmp_path / "new" / name)["i"] for name in names] == [0, 1, 2]
+
+
+def test_alphas_that_diffusers_drops_are_told(paint, loras):
+    code, _, err = paint("--lora", loras["background_1"])
+    assert code == 0
+    assert "warning: " in err and "does not apply the alpha of" in err
+    assert "alpha" not in paint("--lora", loras["character_1"])[2]
+
+
+def test_each_of_several_images_can_be_painted_alone(paint, loras, tmp_path):
+    code, out, _ = paint(*two_loras(loras), "--num-images", 2, "--seed", 3, "--method", "switch")
+    assert code == 0 and out.splitlines()[1].endswith("image-1.png")
+    parameters = read_parameters(tmp_path / "image-1.png")
+    assert (parameters["seed"], parameters["num_images"]) == (4, 1)
+    code, *_ = paint(*two_loras(loras), "--seed", 4, "--method", "switch", out="alone.png")
+    assert code == 0
+    with Image.open(tmp_path / "image-1.png") as both, Image.open(tmp_path / "alone.png") as alone:
+        pairs = zip(both.tobytes(), alone.tobytes(), strict=True)
+        assert max(abs(a - b) for a, b in pairs) <= 1  # a batch of two rounds differently
+
+
+@pytest.mark.parametrize("method", ["none", "merge", "switch"])
+def test_no_lora_is_no_error(paint, method):
+    code, _, err = paint("--method", method)
+    assert code == 0, err
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (["--method", "blend"], "--method: expected one of none, merge, switch"),
+        (["--method", "switch", "--method-option", "step=5"], "Switch has no field 'step'"),
+        (
+            ["--method", "switch", "--method-option", "switch_step=0"],
+            "Switch.switch_step: expected",
+        ),
+        (["--method", "switch", "--method-option", "switch_step"], "expected key=value"),
+        (["--method-option", "switch_step=5"], "--method none has no options"),
+        (["--method", "cmlora", "--method-option", "low_frequency=x"], "low_frequency: expected"),
+        (["--scheduler", "fast"], "--scheduler: expected one of ddim"),
+        (["--height", "65"], "--height: expected a multiple of 8; got 65"),
+        (["--dtype", "int8"], "--dtype: expected one of auto"),
+        (["--device", "toaster"], "--device: expected auto"),
+        (["--weights", "heavy"], "weights: expected one of"),
+        (["--backend", "abacus"], "backend: expected one of"),
+        (["--model", "/no/such/model"], "no such file or directory"),
+        (["--model", "."], "holds no model_index.json"),
+        (["--lora", "gone.safetensors:0.5"], "gone.safetensors: no such file"),
+        (["--lora", "gone.safetensors:nan"], "expected a finite weight"),
+    ],
+)
+def test_bad_arguments_are_one_line(paint, tmp_path, monkeypatch, options, message):
+    monkeypatch.chdir(tmp_path)
+    code, out, err = paint(*options)
+    assert code == 1 and not out
+    errors = [line for line in err.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1 and message in errors[0]
+    assert not list(tmp_path.iterdir())
+
+
+def test_out_must_be_a_png_file(paint, tmp_path):
+    assert "ends in .png" in paint(out="image.jpg")[2]
+    (tmp_path / "folder.png").mkdir()
+    assert "is a directory" in paint(out="folder.png")[2]
+
+
+def test_a_long_prompt_is_told(paint):
+    code, _, err = paint("-p", "bear " * 100)
+    assert code == 0
+    assert "warning: the prompt has 102 tokens; the text encoder reads the first 77" in err
+
+
+def test_lora_words(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    odd = tmp_path / "v:2"
+    odd.mkdir()
+    (odd / "a:1").write_bytes(b"")
+    saved = tmp_path / "saved"
+    saved.mkdir()
+    (saved / "pytorch_lora_weights.safetensors").write_bytes(b"")
+    texts = ["x.y.safetensors:0.5", "b/x_y.safetensors", "C:\\x.safetensors:-1", f"{odd}/a:1"]
+    specs = parse_specs([*texts, "saved:2"])
+    assert [spec.weight for spec in specs] == [0.5, 1.0, -1.0, 1.0, 2.0]
+    assert [spec.name for spec in specs][:2] == ["x_y", "x_y_2"]
+    assert str(specs[2].path) == "C:\\x.safetensors"
+    assert specs[3].path == odd / "a:1"
+    assert specs[4].name == "saved"
+
+
+def test_embedded_ids_stand_for_files():
+    from cmlora_fast import testbed
+
+    (spec,) = parse_specs(["character_1:0.8"], embedded=True)
+    assert (spec.name, spec.path, spec.weight) == (
+        "character_1",
+        testbed.lora_path("character_1"),
+        0.8,
+    )
