@@ -9,9 +9,10 @@ from typing import Any
 
 from diffusers import UNet2DConditionModel
 
-from .engine import Engine, Settings
+from .engine import Engine
 from .methods import Method, resolve
 from .ops.backends import backends
+from .settings import Settings
 from .summary import Summary
 
 __all__ = ["accelerate", "disable", "enable", "summary"]

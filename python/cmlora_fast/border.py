@@ -72,6 +72,26 @@ class Border:
             hook = _shadow(scheduler.step, self._scheduler_step)
             self._scheduler_patches.set(scheduler, "step", hook)
 
+    def timesteps(self) -> int:
+        """T: the pipeline's own count, which img2img shortens, or the scheduler's."""
+        steps = getattr(self.pipe, "_num_timesteps", None)
+        if steps is None:
+            timesteps = getattr(self.scheduler, "timesteps", None)
+            steps = 1 if timesteps is None else len(timesteps)
+        return max(1, int(steps))
+
+    def order(self) -> int:
+        """UNet evaluations per step of the scheduler."""
+        return max(1, getattr(self.scheduler, "order", 1))
+
+    def guided(self) -> bool:
+        """Whether classifier-free guidance is on by now; a callback may turn it off."""
+        return bool(getattr(self.pipe, "do_classifier_free_guidance", True))
+
+    def parts(self) -> int:
+        """Guidance parts of a UNet batch."""
+        return 2 if self.guided() else 1
+
     # Whoever wrapped a hook of ours may call it after we have gone: it is transparent then.
 
     def _unet_forward(self, original: Callable, *args, **kwargs):

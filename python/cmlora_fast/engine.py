@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
 from typing import Any
 
-import psutil
-import torch
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionOutput
 from torch import Tensor
 
@@ -27,11 +24,11 @@ from .checks import (
 )
 from .clora_method import CLoRA
 from .contrast import Contrast
-from .methods import Merge, Method, Switch
-from .ops.backends import backends
+from .methods import Switch
 from .prompts import RowPrompts, encode_rows
 from .run import Run
 from .schedule import plan, plan_rows
+from .settings import Settings, memory_in_use, new_summary
 from .summary import Summary
 from .unet.cache import FeatureCache
 from .unet.executor import Executor, combine
@@ -39,22 +36,7 @@ from .unet.inputs import UNetInputs, read_call
 from .unet.tap import AttentionTap
 from .unet.topology import find_cut
 
-__all__ = ["Engine", "Settings"]
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What ``enable`` was asked for; ``method`` None is the lossless mode."""
-
-    method: Method | None = None
-    backend: str = "auto"
-    weights: str = "auto"
-    max_rows: int | None = None
-    record: bool = False
-
-    @property
-    def planned(self) -> Method:
-        return Merge() if self.method is None else self.method
+__all__ = ["Engine"]
 
 
 class Engine:
@@ -130,7 +112,7 @@ class Engine:
         started = time.perf_counter()
         with ops.force(backend=_forced(self.settings.backend)):
             out = self._step(plain, inputs, args, kwargs, started)
-        self.summary.peak_bytes = max(self.summary.peak_bytes, _memory(inputs.sample.device))
+        self.summary.peak_bytes = max(self.summary.peak_bytes, memory_in_use(inputs.sample.device))
         if self._run.expected == 0:  # outside a pipeline nothing tells when the call is over
             self._finish()
         if isinstance(out, Tensor):
@@ -157,8 +139,8 @@ class Engine:
         """At the first UNet call the pipeline knows its own number of steps."""
         expected, order = 0, 1
         if self._armed:
-            expected = self._timesteps()
-            order = max(1, getattr(self._border.scheduler, "order", 1))
+            expected = self._border.timesteps()
+            order = self._border.order()
         else:
             self._drop_run()
             self._adapters = self.check(self.settings)
@@ -167,7 +149,7 @@ class Engine:
         if isinstance(method, CLoRA):
             self._begin_contrast(method, inputs, T, expected, order)
             return
-        schedule = plan(method, self._adapters.names, T, guided=self._guided())
+        schedule = plan(method, self._adapters.names, T, guided=self._border.guided())
         check_band(schedule.measure, inputs.sample.shape[-2:])
         self._executor.prepare(
             self._adapters, schedule.subsets, inputs.scale, self.settings.weights
@@ -181,7 +163,7 @@ class Engine:
             cache = FeatureCache(find_cut(self._border.unet, *position))
         if reason is None and schedule.reuse:
             warn_of_caching(self._border.scheduler, expected)
-        self.summary = self._new_summary(reason)
+        self.summary = self._summary(reason)
         self._run = Run(schedule, order, expected, self.summary, cache, self.settings.record)
 
     def _begin_contrast(
@@ -190,8 +172,7 @@ class Engine:
         if self._prompts is None or expected == 0:
             raise RuntimeError("CLoRA: expected a pipeline call, whose prompt gives the rows")
         check_contrast(self._executor.opaque(inputs), inputs, self.settings.max_rows, method)
-        prompts, parts = self._prompts, 2 if self._guided() else 1
-        styles = method.style_adapters
+        prompts, styles = self._prompts, method.style_adapters
         subsets = [(() if r.adapter is None else (r.adapter,)) + styles for r in prompts.rows]
         schedule = plan_rows(subsets, T)
         adapters = self._adapters.scaled(dict.fromkeys(styles, method.style_weight))
@@ -200,13 +181,13 @@ class Engine:
             schedule.subsets,
             inputs.scale,
             self.settings.weights,
-            lambda batch: prompts.text(batch, parts).to(inputs.sample),
+            lambda batch: prompts.text(batch, self._border.parts()).to(inputs.sample),
         )
         self._tap.attach(self._border.unet)
         self._contrast = Contrast(
             method, prompts.rows, self._executor, self._tap, T, self.settings.record
         )
-        self.summary = self._new_summary("every row is full")
+        self.summary = self._summary("every row is full")
         self._run = Run(schedule, order, expected, self.summary, None, self.settings.record)
 
     def _contrast_step(self, plain: Callable[..., Any], inputs: UNetInputs) -> Tensor:
@@ -271,21 +252,15 @@ class Engine:
 
     # --- what the pipeline knows ----------------------------------------------------------------
 
-    def _timesteps(self) -> int:
-        steps = getattr(self._border.pipe, "_num_timesteps", None)
-        if steps is None:
-            timesteps = getattr(self._border.scheduler, "timesteps", None)
-            steps = 1 if timesteps is None else len(timesteps)
-        return max(1, int(steps))
-
-    def _guided(self) -> bool:
-        return bool(getattr(self._border.pipe, "do_classifier_free_guidance", True))
+    def _summary(self, no_cache: str | None) -> Summary:
+        device, report = self._border.unet.device, self._executor.store.report
+        return new_summary(self.settings, self._adapters.names, report, no_cache, device)
 
     def _images(self, batch: int) -> int:
         """Images behind ``batch`` samples, which come as [unconditional images; conditional]."""
         if self._run.readings is not None and batch % len(self._run.readings) == 0:
             return len(self._run.readings)
-        parts = 2 if self._guided() and self._run.expected else 1
+        parts = self._border.parts() if self._run.expected else 1
         return batch // parts if batch % parts == 0 else batch
 
     def _text_adapters(self) -> tuple[str, ...] | None:
@@ -295,26 +270,6 @@ class Engine:
         first = plan(self.settings.method, self._adapters.names, 1)
         return first.subsets[first.steps[0].groups[0]]
 
-    # --- reports ------------------------------------------------------------------------------
-
-    def _backend(self) -> str:
-        if self.settings.backend != "auto":
-            return self.settings.backend
-        device = self._border.unet.device.type
-        if device == "cuda":
-            return "triton" if backends()["triton"]["available"] else "torch"
-        return "cpu" if device == "cpu" else "torch"
-
-    def _new_summary(self, no_cache: str | None) -> Summary:
-        method = self.settings.method
-        return Summary(
-            method=None if method is None else type(method).__name__.lower(),
-            adapters=self._adapters.names,
-            backend=self._backend(),
-            weights=asdict(self._executor.store.report),
-            cache={"used": no_cache is None, "reason": no_cache or "as the method schedules"},
-        )
-
 
 def _forced(backend: str) -> str | None:
     return None if backend == "auto" else backend
@@ -322,9 +277,3 @@ def _forced(backend: str) -> str | None:
 
 def _number(timestep: Tensor | float | int) -> float:
     return float(timestep.flatten()[0]) if isinstance(timestep, Tensor) else float(timestep)
-
-
-def _memory(device: torch.device) -> int:
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    return psutil.Process().memory_info().rss
