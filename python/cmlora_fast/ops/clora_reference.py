@@ -5,6 +5,8 @@ Meral et al., ICCV 2025, as released. Sizes: ``S`` tracked maps, each of one tok
 of the latents. float16 and bfloat16 are computed in float32, float64 in float64.
 """
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -45,7 +47,8 @@ def contrastive_loss(
     pull = (pull - (pull * unit).sum(2, keepdim=True) * unit) / norm
     total = torch.zeros_like(raw).index_add_(1, index.long(), pull)
     share = total.sum(2, keepdim=True) / is_least.sum(2, keepdim=True)
-    return loss, (total - is_least * share).transpose(0, 1).unflatten(2, maps.shape[2:])
+    gradient = (total - is_least * share).transpose(0, 1).contiguous()
+    return loss, gradient.view(maps.shape)
 
 
 def _nt_xent(logits: Tensor, labels: Tensor, usable: Tensor) -> tuple[Tensor, Tensor]:
@@ -68,7 +71,7 @@ def attention_masks(
     maps: Tensor,
     mask_row: Tensor,
     rows: int,
-    size: tuple[int, int],
+    size: Sequence[int],
     threshold: float = 0.4,
     dilate: bool = False,
     erode: bool = False,

@@ -1,0 +1,55 @@
+"""Mean of the rows of an image weighted by masks, and guidance."""
+
+import torch
+from torch import Tensor
+
+from . import clora_reference as reference
+from ._check import (
+    check_floats,
+    check_no_grad,
+    check_table,
+    last_contiguous,
+    overlaps_itself,
+    shape_error,
+)
+from ._register import register
+
+
+def _check(op: str, out: Tensor, noise: Tensor, masks: Tensor | None, guided: bool) -> None:
+    check_floats(op, "out, noise", out, noise)
+    if noise.dim() != 6 or not noise.shape[1]:
+        raise shape_error(op, "noise [G, J, B, C, H, W] of at least one row", noise)
+    if guided and noise.shape[0] != 2:
+        raise shape_error(op, "two guidance parts, noise [2, J, B, C, H, W], to guide", noise)
+    expected = noise.shape[2:] if guided else (noise.shape[0], *noise.shape[2:])
+    if out.shape != expected:
+        form = "[B, C, H, W]" if guided else "[G, B, C, H, W]"
+        raise shape_error(op, f"out {form} for noise [G, J, B, C, H, W]", out, noise)
+    if not last_contiguous(out, noise) or overlaps_itself(out):
+        raise shape_error(op, "out and noise contiguous in W, out without overlap", out, noise)
+    check_no_grad(op, "use torch.no_grad()", out, noise)
+    if masks is None:
+        return
+    check_table(op, "masks [J, B, H, W]", masks, torch.float32, noise.device)
+    if masks.shape != (*noise.shape[1:3], *noise.shape[4:]):
+        raise shape_error(op, "masks [J, B, H, W], noise [G, J, B, C, H, W]", masks, noise)
+
+
+@register(mutates_args=("out",))
+def mask_fuse_(
+    out: Tensor, noise: Tensor, masks: Tensor | None, guidance_scale: float | None = None
+) -> None:
+    """``out[g] = Σ_j M_j · noise[g, j] / Σ_j M_j`` per pixel; with s, ``out₀ + s · (out₁ - out₀)``
+
+    Accumulates in float32 and rounds once. Where no mask claims a pixel, and without masks, the
+    plain mean of the rows. Overwrites ``out``, which must not overlap ``noise``.
+
+    Args:
+        out: [G, B, C, H, W], guided [B, C, H, W]; last dimension contiguous.
+        noise: Predictions of G guidance parts (guided: unconditional, conditional) and J rows per
+            image. [G, J, B, C, H, W], last dimension contiguous.
+        masks: Weight of each row per pixel, >= 0. float32 [J, B, H, W], contiguous, or ``None``.
+        guidance_scale: Number s, or ``None`` to keep the parts apart.
+    """
+    _check("mask_fuse_", out, noise, masks, guidance_scale is not None)
+    reference.mask_fuse_(out, noise, masks, guidance_scale)
