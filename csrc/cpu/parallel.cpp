@@ -4,6 +4,7 @@
 #include <exception>
 #include <mutex>
 #include <stdexcept>
+#include <system_error>
 #include <thread>
 #include <vector>
 
@@ -52,8 +53,11 @@ void run_range(int64_t, int64_t, void* job) { static_cast<Job*>(job)->run(); }
 void run_threads(Job* job) {
   const int64_t pieces = (job->count + job->grain - 1) / job->grain;
   std::vector<std::thread> threads;
-  for (int64_t i = 1; i < pieces && i < settings().fallback_threads; ++i) {
-    threads.emplace_back(&Job::run, job);
+  try {
+    for (int64_t i = 1; i < pieces && i < settings().fallback_threads; ++i) {
+      threads.emplace_back(&Job::run, job);
+    }
+  } catch (const std::system_error&) {  // the system gives no more threads: these will do
   }
   job->run();
   for (auto& thread : threads) thread.join();
