@@ -1,8 +1,9 @@
 """Plain torch versions of CLoRA's ops: contrastive loss, masks and masked blend.
 
-Meral et al., ICCV 2025, as released. Sizes: ``S`` tracked maps, each of one token of one row;
-``K`` maps in the loss; ``J`` rows of an image, ``B`` images; ``r x q`` pixels of a map, ``H x W``
-of the latents. float16 and bfloat16 are computed in float32, float64 in float64.
+Meral et al., ICCV 2025, as released; the ops of these names say more about each. Sizes: ``S``
+tracked maps, each of one token of one row; ``K`` maps in the loss; ``J`` rows of an image, ``B``
+images; ``r x q`` pixels of a map, ``H x W`` of the latents. float16 and bfloat16 are computed in
+float32, float64 in float64.
 """
 
 from collections.abc import Sequence
@@ -19,21 +20,17 @@ FLAT = 1e-6
 def contrastive_loss(
     maps: Tensor, index: Tensor, labels: Tensor, temperature: float = 0.5
 ) -> tuple[Tensor, Tensor]:
-    """NT-Xent over attention maps and its closed-form gradient.
+    """NT-Xent over attention maps, and its closed-form gradient.
 
-    ``e_k = (a_k - min a_k) / |a_k - min a_k|``, ``s_ij = e_i · e_j``; over the pairs (i, j) of one
-    concept, i != j: ``L = mean -log(exp(s_ij/τ) / (exp(s_ij/τ) + Σ_k exp(s_ik/τ)))`` with k over
-    the maps of other concepts. The min-max scaling of the release cancels in s. Flat maps take no
-    part; without a pair, or without other concepts, loss and gradient are 0.
+    ``e = (a - min a) / |a - min a|``, ``s_ij = e_i · e_j``; the min-max scaling of the release
+    cancels in s.
 
     Args:
-        maps: Tracked maps. [S, B, r, q].
-        index: Tracked map of each map in the loss; one may serve several concepts. int [K].
-        labels: Concept of each map in the loss. int [K].
-        temperature: τ.
+        maps: [S, B, r, q].
+        index, labels: Tracked map and concept of each map in the loss. int [K].
 
     Returns:
-        Loss [B] and its gradient [S, B, r, q], in float32 or float64.
+        Loss [B] and gradient [S, B, r, q], in float32 or float64.
     """
     raw = maps.to(_accumulator(maps.dtype)).flatten(2).transpose(0, 1)  # [B, S, P]
     least = raw.amin(2, keepdim=True)
@@ -78,24 +75,7 @@ def attention_masks(
     opening: bool = False,
     closing: bool = False,
 ) -> Tensor:
-    """Row j claims the pixels where any of its maps is above ``threshold`` times its own maximum.
-
-    Strictly above, per map. Then 3x3 morphology in the order of the arguments, the unclaimed
-    pixels to row 0 (``claim_rest``), and nearest upsampling.
-
-    Args:
-        maps: Tracked maps. [S, B, r, q].
-        mask_row: Row whose mask a map makes, -1 for none. int [S].
-        rows: J.
-        size: (H, W).
-        threshold: Share of a map's maximum.
-        dilate, erode: 3x3 maximum, minimum; outside the map counts as background for the one, as
-            foreground for the other.
-        opening, closing: Erode then dilate, dilate then erode.
-
-    Returns:
-        Masks of 0 and 1, which may overlap. float32 [J, B, H, W].
-    """
+    """0 and 1, float32 [J, B, H, W], from maps [S, B, r, q] and their mask_row [S], -1 for none."""
     maps = maps.to(_accumulator(maps.dtype))
     hits = (maps > threshold * maps.amax((2, 3), keepdim=True)).float()
     target = mask_row.long()
@@ -123,17 +103,7 @@ def claim_rest(masks: Tensor) -> Tensor:
 def mask_fuse_(
     out: Tensor, noise: Tensor, masks: Tensor | None, guidance_scale: float | None = None
 ) -> None:
-    """``out[g] = Σ_j M_j · noise[g, j] / Σ_j M_j`` per pixel; with a number s also guided.
-
-    Guided: ``out₀ + s · (out₁ - out₀)``. Where no mask claims a pixel, and without masks, the plain
-    mean of the rows. Overwrites ``out``.
-
-    Args:
-        out: [G, B, C, H, W], guided [B, C, H, W].
-        noise: Predictions of G guidance parts and J rows per image. [G, J, B, C, H, W].
-        masks: Weight of each row per pixel, >= 0. [J, B, H, W] or None.
-        guidance_scale: Number s, or ``None`` to keep the parts apart.
-    """
+    """noise [G, J, B, C, H, W], masks [J, B, H, W]; out [G, B, C, H, W], guided [B, C, H, W]."""
     dtype = _accumulator(noise.dtype)
     if masks is None:
         mixed = noise.to(dtype).mean(1)
