@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from . import ops
 from .clora_method import PROMPT_LENGTH, CLoRA, Row
-from .ops.clora_reference import attention_masks, contrastive_loss, mask_fuse_, mask_shares
+from .ops.clora_reference import mask_shares
 from .tracked import Tracked
 from .unet.executor import Executor
 from .unet.inputs import UNetInputs
@@ -114,10 +115,12 @@ class Contrast:
         with torch.enable_grad():
             noise, maps = self._predict(None, inputs, leaf, images, whole)
             tracked = self._select(maps)
-        index = torch.tensor(self._tracked.index, device=z.device)
-        labels = torch.tensor(self._tracked.labels, device=z.device)
+        index, labels = (
+            torch.tensor(table, dtype=torch.int32, device=z.device)
+            for table in (self._tracked.index, self._tracked.labels)
+        )
         temperature = self._method.temperature
-        loss, gradient = contrastive_loss(tracked.detach(), index, labels, temperature)
+        loss, gradient = ops.contrastive_loss(tracked.detach(), index, labels, temperature)
         losses.append(loss.mean())
         (slope,) = torch.autograd.grad(tracked, leaf, gradient.to(tracked.dtype))
         # d/d latents = scale * d/d input, and the input moves by scale times what the latents do.
@@ -165,9 +168,9 @@ class Contrast:
         method = self._method
         if index < method.apply_mask_after:
             return maps.new_ones(self._rows, maps.shape[1], *latents[-2:])
-        return attention_masks(
+        return ops.attention_masks(
             self._select(maps),
-            torch.tensor(self._tracked.mask_row, device=maps.device),
+            torch.tensor(self._tracked.mask_row, dtype=torch.int32, device=maps.device),
             self._rows,
             tuple(latents[-2:]),
             method.mask_threshold_alpha,
@@ -182,5 +185,5 @@ class Contrast:
         images = masks.shape[1]
         rows = noise.view(self._rows, parts, images, *noise.shape[1:]).transpose(0, 1)
         out = noise.new_empty(parts, images, *noise.shape[1:])
-        mask_fuse_(out, rows, masks)
+        ops.mask_fuse_(out, rows, masks)
         return out.flatten(0, 1)
