@@ -10,7 +10,7 @@ from cmlora_fast.clora_method import CLoRA, Row
 from cmlora_fast.ops import clora_reference as ops
 from cmlora_fast.tracked import Tracked
 
-FOLDER = Path(__file__).parents[1] / "data" / "reference" / "clora"
+FOLDER = Path(__file__).parent / "data"
 NAMES = ["clora2", "clora2_style", "clora_mask_only"]
 
 pytestmark = pytest.mark.skipif(
