@@ -242,7 +242,7 @@ def _image_record(run: Run, decision: Decision, image: int, names: list[str]) ->
     return {
         "dominant": choice.dominant,
         "early": decision.early[image],
-        "refreshed": tuple(n for p in sorted(refreshed) for n in subsets[p]),
+        "refreshed": tuple(dict.fromkeys(n for p in sorted(refreshed) for n in subsets[p])),
         "weights": _named_weights(subsets, names, choice.weights),
     }
 

@@ -12,6 +12,8 @@ import math
 import torch
 from torch import Tensor
 
+from .clora_reference import attention_masks, contrastive_loss, mask_fuse_  # noqa: F401
+
 
 def lora_delta_(
     y: Tensor,
