@@ -119,6 +119,8 @@ def test_out_must_be_a_png_file(paint, tmp_path):
     assert "ends in .png" in paint(out="image.jpg")[2]
     (tmp_path / "folder.png").mkdir()
     assert "is a directory" in paint(out="folder.png")[2]
+    (tmp_path / "file").write_text("")
+    assert "cannot make the folder" in paint(out="file/x.png")[2]
 
 
 def test_a_long_prompt_is_told(paint):

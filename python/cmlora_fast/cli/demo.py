@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from .images import make_folder
+
 __all__ = ["demo"]
 
 
@@ -25,6 +27,7 @@ def demo(
     from .quiet import quiet
     from .report import document, print_json, print_table
 
+    make_folder(out)
     with quiet():
         from .demo_run import embedded_scene, paint_demo
 

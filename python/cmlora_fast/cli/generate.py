@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from .errors import CliError
+from .images import make_folder
 
 __all__ = ["generate"]
 
@@ -105,6 +106,7 @@ def _check(height: int | None, width: int | None, out: Path) -> None:
         raise CliError(f"--out {out}: is a directory; expected a file that ends in .png")
     if out.suffix.lower() != ".png":
         raise CliError(f"--out: expected a file that ends in .png; got {str(out)!r}")
+    make_folder(out.parent)
 
 
 def _text(results: dict[str, Any]) -> str:

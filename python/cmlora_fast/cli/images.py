@@ -3,25 +3,38 @@
 from __future__ import annotations
 
 import json
+import os
 from itertools import count
 from pathlib import Path
-from typing import Any
-
-from PIL import Image
-from PIL.PngImagePlugin import PngInfo
+from typing import TYPE_CHECKING, Any
 
 from .errors import CliError
 
-__all__ = ["read_parameters", "save_png"]
+if TYPE_CHECKING:
+    from PIL import Image
+
+__all__ = ["make_folder", "read_parameters", "save_png"]
 
 KEY = "parameters"  # of the tEXt chunk, where other tools look too
 
 
+def make_folder(folder: Path) -> None:
+    """Make the folder that ``--out`` means; refuse one that cannot be written to."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CliError(f"--out: cannot make the folder {folder}: {error.strerror}") from error
+    if not os.access(folder, os.W_OK):
+        raise CliError(f"--out: the folder {folder} cannot be written to")
+
+
 def save_png(image: Image.Image, path: Path, parameters: dict[str, Any]) -> Path:
     """Write a PNG and return its path: ``path``, or ``path`` with the first free number."""
+    from PIL.PngImagePlugin import PngInfo
+
     info = PngInfo()
     info.add_text(KEY, json.dumps(parameters, default=str))  # ASCII: stays a tEXt chunk
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     for number in count():
         free = path if number == 0 else path.with_stem(f"{path.stem}-{number}")
         try:
@@ -35,6 +48,8 @@ def save_png(image: Image.Image, path: Path, parameters: dict[str, Any]) -> Path
 
 def read_parameters(path: Path) -> dict[str, Any]:
     """The parameters that ``save_png`` wrote into a file."""
+    from PIL import Image
+
     with Image.open(path) as image:
         text = image.info.get(KEY)
     if text is None:
