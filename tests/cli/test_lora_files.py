@@ -162,3 +162,15 @@ def test_generate_names_another_architecture(cmlora, model, loras, tmp_path):
     code, said, err = cmlora("generate", "-p", "x", "--model", model, *options)
     assert code == 1 and not said and err.count("\n") == 1
     assert err.startswith(f"error: {loras['other']}: made for another architecture")
+
+
+def test_alphas_that_diffusers_keeps_in_the_metadata_are_read(tmp_path):
+    tensors = {}
+    for name in ("a.to_q", "a.to_k", "b.to_q"):
+        tensors[f"unet.{name}.lora_A.weight"] = torch.ones(4, 8)
+        tensors[f"unet.{name}.lora_B.weight"] = torch.ones(8, 4)
+    config = {"unet.lora_alpha": 2, "unet.alpha_pattern": {"a.to_q": 8, "o_k": 5}}
+    metadata = {"lora_adapter_metadata": json.dumps(config)}
+    save_file(tensors, tmp_path / "x.safetensors", metadata=metadata)
+    alphas = {layer.name: layer.alpha for layer in read_lora(tmp_path / "x.safetensors").layers}
+    assert alphas == {"a.to_q": 8.0, "a.to_k": 2.0, "b.to_q": 2.0}

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 __all__ = ["inspect_lora"]
 
 SHOWN = 12  # rows of misfits in the table; --json has them all
+LONGEST = 160  # characters of a metadata value in the table
 
 
 def inspect_lora(
@@ -91,7 +92,7 @@ def _print(facts: dict[str, Any]) -> None:
         ["dtype", ", ".join(facts["dtypes"])],
         ["NaN or infinity", ", ".join(facts["non_finite"][:SHOWN]) or "none"],
         *([["other keys", ", ".join(facts["other_keys"][:SHOWN])]] if facts["other_keys"] else []),
-        *[[f"metadata {key}", value] for key, value in facts["metadata"].items()],
+        *[[f"metadata {key}", _short(value)] for key, value in facts["metadata"].items()],
     ]
     print_table(facts["file"], ["", ""], rows)
     fit = facts.get("fit")
@@ -103,6 +104,11 @@ def _print(facts: dict[str, Any]) -> None:
         print_table(f"does not fit {fit['model']}", ["key", "shape", "expected"], shown)
     elif fit:
         print(f"every layer fits {fit['model']}")
+
+
+def _short(text: str) -> str:
+    text = " ".join(text.split())
+    return text if len(text) <= LONGEST else text[: LONGEST - 1] + "…"
 
 
 def _counted(counts: dict[str, int]) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from .lora_read import LoraFile, LoraLayer
+from .lora_read import LoraFile, LoraLayer, adapter_config
 
 __all__ = ["Misfit", "ignored_alphas", "misfits"]
 
@@ -73,6 +73,8 @@ def misfits(file: LoraFile, models: Mapping[str, Any]) -> list[Misfit]:
 
 def ignored_alphas(file: LoraFile, models: Mapping[str, Any], adapter: str) -> int:
     """How many layers of the loaded file are scaled by something else than its alpha / rank."""
+    if any(key.endswith("use_rslora") and on for key, on in adapter_config(file.metadata).items()):
+        return 0  # rank-stabilised: alpha / sqrt(rank) is meant
     tables = {
         part: {
             name.replace(".", "_"): module.scaling[adapter]

@@ -10,7 +10,7 @@ from typing import Any
 
 from .errors import CliError
 
-__all__ = ["LoraFile", "LoraLayer", "non_finite", "read_lora"]
+__all__ = ["LoraFile", "LoraLayer", "adapter_config", "non_finite", "read_lora"]
 
 _LORA_KEY = re.compile(
     r"^(?P<stem>.+?)(?:\.lora_(?P<peft>[AB])|\.lora_(?P<kohya>down|up)"
@@ -86,7 +86,7 @@ def read_lora(path: str | Path) -> LoraFile:
     header = _header(path)
     metadata = header.pop("__metadata__", {})
     shapes = {key: tuple(entry["shape"]) for key, entry in header.items()}
-    layers, other = _layers(shapes, _alphas(path, header))
+    layers, other = _layers(shapes, _alphas(path, header), adapter_config(metadata))
     return LoraFile(
         path=path,
         kind=_kind(layers, shapes),
@@ -98,6 +98,15 @@ def read_lora(path: str | Path) -> LoraFile:
         dtypes=tuple(sorted({entry["dtype"] for entry in header.values()})),
         metadata=metadata,
     )
+
+
+def adapter_config(metadata: dict[str, str]) -> dict[str, Any]:
+    """PEFT's configuration of the adapter, where diffusers has kept it in the metadata."""
+    try:
+        config = json.loads(metadata.get("lora_adapter_metadata", "{}"))
+    except ValueError:
+        return {}
+    return config if isinstance(config, dict) else {}
 
 
 def non_finite(path: str | Path) -> list[str]:
@@ -153,8 +162,17 @@ def _alphas(path: Path, header: dict[str, Any]) -> dict[str, float]:
         return {key.removesuffix(".alpha"): float(file.get_tensor(key).max()) for key in keys}
 
 
+def _config_alpha(config: dict[str, Any], component: str, name: str) -> float | None:
+    """A layer's alpha as PEFT reads it: by the end of the layer's name, else the common one."""
+    for end, alpha in (config.get(f"{component}.alpha_pattern") or {}).items():
+        if f".{name}".endswith(f".{end}"):
+            return float(alpha)
+    common = config.get(f"{component}.lora_alpha")
+    return None if common is None else float(common)
+
+
 def _layers(
-    shapes: dict[str, tuple[int, ...]], alphas: dict[str, float]
+    shapes: dict[str, tuple[int, ...]], alphas: dict[str, float], config: dict[str, Any]
 ) -> tuple[tuple[LoraLayer, ...], tuple[str, ...]]:
     """The pairs of factors, and every key that belongs to none of them."""
     pairs: dict[str, dict[str, str]] = {}
@@ -168,9 +186,8 @@ def _layers(
         if len(pair) == 2 and shapes[pair["down"]] and shapes[pair["up"]]:
             component, name = _place(stem)
             factors = shapes[pair["down"]], shapes[pair["up"]]
-            layer = LoraLayer(
-                component, name, pair["down"], pair["up"], *factors, alpha=alphas.get(stem)
-            )
+            alpha = alphas.get(stem, _config_alpha(config, component, name))
+            layer = LoraLayer(component, name, pair["down"], pair["up"], *factors, alpha=alpha)
             layers.append(layer)
             used.update((*pair.values(), f"{stem}.alpha"))
     return tuple(layers), tuple(key for key in shapes if key not in used)

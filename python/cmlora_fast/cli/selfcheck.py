@@ -18,7 +18,7 @@ __all__ = ["checks", "tiny_pipeline"]
 
 TOLERANCE = 1e-4  # relative, along a guided run in float32: api.md's promise for ten steps
 CACHING = cf.CMLoRA(cache_interval=2, cache_block_id=0)  # one layer per block: block 0 only
-WIDTH, TOKENS, STEPS, RANK = 16, 4, 4, 2
+WIDTH, TOKENS, STEPS, RANK = 16, 4, 8, 2
 
 
 def checks() -> list[dict[str, Any]]:
