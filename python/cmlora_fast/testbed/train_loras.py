@@ -11,7 +11,6 @@ import numpy as np
 import torch
 from diffusers import AutoencoderKL, DDPMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from diffusers.training_utils import _collate_lora_metadata, cast_training_params
-from diffusers.utils import convert_state_dict_to_diffusers
 from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
 from transformers import CLIPTextModel, CLIPTokenizer
@@ -36,18 +35,13 @@ _FEED_FORWARD = ("ff.net.0.proj", "ff.net.2")
 
 @dataclass(frozen=True)
 class Recipe:
-    """Where a LoRA acts and how large it is; `conv_rank` differs from `rank` in some.
-
-    `stored_alpha` replaces `alpha` in the file where the LoRA proved too weak at the trained
-    strength: background_1 was found in 44 % of 32 seeds at alpha 4, in all of 16 at alpha 6.
-    """
+    """Where a LoRA acts and how large it is; `conv_rank` differs from `rank` in some."""
 
     rank: int
     alpha: int
     extra: tuple[str, ...] = ()
     conv_rank: int | None = None
     text_rank: int | None = None
-    stored_alpha: int | None = None
 
     def unet_config(self) -> LoraConfig:
         pattern = {name: self.conv_rank for name in _CONV} if self.conv_rank else {}
@@ -71,7 +65,7 @@ RECIPES = {
     "clothing_2": Recipe(8, 16, _FEED_FORWARD),
     "style_1": Recipe(8, 8, _CONV + _PROJECTION),
     "style_2": Recipe(4, 4, _CONV),
-    "background_1": Recipe(8, 4, _CONV + _PROJECTION, stored_alpha=6),
+    "background_1": Recipe(8, 4, _CONV + _PROJECTION),
     "background_2": Recipe(8, 8, _CONV, conv_rank=4, text_rank=8),
     "object_1": Recipe(8, 8, _CONV, conv_rank=4),
     "object_2": Recipe(4, 8, _PROJECTION + _FEED_FORWARD),
@@ -125,7 +119,7 @@ def _train_one(concept_id: str, steps: int, vae, prior) -> None:
 
 
 def _diffusers_layers(model) -> dict[str, torch.Tensor]:
-    layers = convert_state_dict_to_diffusers(get_peft_model_state_dict(model))
+    layers = get_peft_model_state_dict(model)  # all lora_A / lora_B: a mix is read by halves
     if isinstance(model, CLIPTextModel):  # transformers 5 dropped this prefix, the format has it
         layers = {f"text_model.{k.removeprefix('text_model.')}": v for k, v in layers.items()}
     return layers
@@ -137,14 +131,12 @@ def _save(concept_id: str, recipe: Recipe, unet, text_encoder) -> None:
         name: {k: v.half().contiguous() for k, v in _diffusers_layers(model).items()}
         for name, model in {"unet": unet, **with_text}.items()
     }
-    metadata = _collate_lora_metadata({"unet": unet, **with_text})
-    metadata["unet_lora_adapter_metadata"]["lora_alpha"] = recipe.stored_alpha or recipe.alpha
     StableDiffusionPipeline.save_lora_weights(
         WORK / "loras" / "final",
         unet_lora_layers=layers["unet"],
         text_encoder_lora_layers=layers.get("text_encoder"),
         weight_name=f"{concept_id}.safetensors",
-        **metadata,
+        **_collate_lora_metadata({"unet": unet, **with_text}),
     )
 
 
