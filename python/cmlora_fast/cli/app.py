@@ -63,7 +63,7 @@ def global_options(
         context.obj.debug = debug
 
 
-app.command(epilog="Example: cmlora demo --out out --seed 3")(demo)
+app.command(epilog="Example: cmlora demo --out out --seed 0")(demo)
 app.command(
     epilog='Example: cmlora generate --model path/or/hub-id -p "a knight in a forest" '
     "--lora knight.safetensors:0.8 --lora forest.safetensors --method cmlora --out knight.png"

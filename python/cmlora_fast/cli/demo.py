@@ -17,7 +17,7 @@ def demo(
         Path, typer.Option(help="Folder for the sheet, its images and demo.json.")
     ] = Path("out"),
     steps: Annotated[int, typer.Option(min=1, help="Denoising steps.")] = 20,
-    seed: Annotated[int, typer.Option(help="Seed of every image.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of every image.")] = 3,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
     """Paint one labelled contact sheet: no LoRA, each LoRA alone, and every method.

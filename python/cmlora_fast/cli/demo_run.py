@@ -20,7 +20,7 @@ from .sheet import Tile, contact_sheet
 
 __all__ = ["Cell", "Scene", "cells_of", "embedded_scene", "paint_demo", "write_report"]
 
-LORAS = ("character_1", "clothing_1", "background_1")  # something, worn, somewhere
+LORAS = ("character_1", "clothing_2", "background_1")  # something, worn, somewhere
 GUIDANCE = 4.0  # what the embedded model was tried with
 SHEET, REPORT = "contact_sheet.png", "demo.json"
 METHODS = (
