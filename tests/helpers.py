@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import diffusers
 import torch
 from transformers import (
@@ -220,6 +222,18 @@ def unet_inputs(pipe, *, batch: int = 2, size=(16, 16), seed: int = 0) -> dict:
             time_ids=torch.tensor([[128.0, 128.0, 0.0, 0.0, 128.0, 128.0]]).repeat(batch, 1),
         )
     return given
+
+
+def label(value) -> str:
+    """A short test id: of a method only the fields that differ from their defaults."""
+    if not dataclasses.is_dataclass(value):
+        return str(value)
+    given = [
+        f"{field.name}={getattr(value, field.name)}"
+        for field in dataclasses.fields(value)
+        if getattr(value, field.name) != field.default
+    ]
+    return f"{type(value).__name__}({', '.join(given)})"
 
 
 def relative(got: torch.Tensor, want: torch.Tensor) -> float:

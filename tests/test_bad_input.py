@@ -54,7 +54,7 @@ ARGUMENTS = [
 
 
 @quiet
-@pytest.mark.parametrize(("options", "says"), ARGUMENTS, ids=str)
+@pytest.mark.parametrize(("options", "says"), ARGUMENTS, ids=helpers.label)
 def test_arguments_of_enable(pipe, options, says):
     refused(pipe, says=says, **options)
 
@@ -95,7 +95,7 @@ FIELDS = [
 ]
 
 
-@pytest.mark.parametrize(("kind", "fields", "says"), FIELDS, ids=str)
+@pytest.mark.parametrize(("kind", "fields", "says"), FIELDS, ids=helpers.label)
 def test_fields_of_methods(kind, fields, says):
     with pytest.raises(ValueError) as caught:
         kind(**fields)
@@ -151,7 +151,7 @@ OUTSIDE = [
 
 
 @quiet
-@pytest.mark.parametrize("cut", OUTSIDE, ids=str)
+@pytest.mark.parametrize("cut", OUTSIDE, ids=helpers.label)
 @pytest.mark.parametrize("method", [cf.Merge, cf.CMLoRA])
 def test_cut_outside_the_unet(pipe, method, cut):
     field = "cache_layer_id" if cut["cache_layer_id"] == 2 else "cache_(block|layer)_id"

@@ -70,7 +70,9 @@ def test_one_adapter(name):
     assert same(pipe)
 
 
-@pytest.mark.parametrize("options", [dict(), dict(weights="fold"), dict(weights="delta")], ids=str)
+@pytest.mark.parametrize(
+    "options", [dict(), dict(weights="fold"), dict(weights="delta")], ids=helpers.label
+)
 def test_sixteen_adapters(options):
     names = [f"a{i}" for i in range(16)]
     pipe = adapters.add_many(
@@ -87,7 +89,7 @@ WEIGHTS = [
 ]
 
 
-@pytest.mark.parametrize("weights", WEIGHTS, ids=str)
+@pytest.mark.parametrize("weights", WEIGHTS, ids=helpers.label)
 def test_adapter_weights(weights):
     """diffusers' nested form knows the blocks with attention: of three pairs down and up here."""
     pipe = helpers.pipeline("sd", "sd15")

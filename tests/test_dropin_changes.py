@@ -142,7 +142,7 @@ ENCODED = [
 ]
 
 
-@pytest.mark.parametrize(("method", "active"), ENCODED, ids=str)
+@pytest.mark.parametrize(("method", "active"), ENCODED, ids=helpers.label)
 def test_text_encoder_adapters_of_a_method(method, active):
     pipe = adapters.fresh(NAMES, adapters.EVERYTHING, text=True)
     pipe.set_adapters(active)

@@ -85,7 +85,7 @@ ARGUMENTS = [
 ]
 
 
-@pytest.mark.parametrize("given", ARGUMENTS, ids=str)
+@pytest.mark.parametrize("given", ARGUMENTS, ids=helpers.label)
 def test_arguments(given):
     pipe = mixed("sd", "one_layer")
     pipe.scheduler = helpers.SCHEDULERS["ddim"]()

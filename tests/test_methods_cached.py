@@ -86,7 +86,7 @@ def test_cmlora_offline(shape, cut):
 OPTIONS = [dict(weights="fold"), dict(weights="delta"), dict(max_rows=1), dict(max_rows=5)]
 
 
-@pytest.mark.parametrize("options", OPTIONS, ids=str)
+@pytest.mark.parametrize("options", OPTIONS, ids=helpers.label)
 def test_cmlora_offline_whatever_the_options(options):
     check(cf.CMLoRA(cache_interval=2), OFFLINE, shape="one_layer", options=options)
 
@@ -99,7 +99,7 @@ VARIED = [
 ]
 
 
-@pytest.mark.parametrize("given", VARIED, ids=str)
+@pytest.mark.parametrize("given", VARIED, ids=helpers.label)
 def test_cmlora_offline_other_inputs(given):
     check(cf.CMLoRA(cache_interval=2), OFFLINE, shape="one_layer", **given)
 

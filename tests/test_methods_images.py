@@ -44,7 +44,7 @@ METHODS = [
 ]
 
 
-@pytest.mark.parametrize("method", METHODS, ids=str)
+@pytest.mark.parametrize("method", METHODS, ids=helpers.label)
 def test_image_of_a_batch_is_the_image_alone(method):
     pipe = activate(three())
     inputs = random_inputs(pipe, images=3, steps=8)
@@ -55,7 +55,7 @@ def test_image_of_a_batch_is_the_image_alone(method):
             assert relative(batch[:, image : image + 1], alone) < RUN
 
 
-@pytest.mark.parametrize("method", METHODS, ids=str)
+@pytest.mark.parametrize("method", METHODS, ids=helpers.label)
 def test_run_repeats_bit_for_bit(method):
     pipe = activate(three())
     inputs, other = (random_inputs(pipe, steps=8, seed=seed) for seed in (0, 1))
@@ -159,7 +159,7 @@ def test_interval_one_equals_no_cache(variant):
     assert relative(images[0], images[1]) < 1e-5
 
 
-@pytest.mark.parametrize("method", ["composite", cf.CMLoRA(cache_interval=2)], ids=str)
+@pytest.mark.parametrize("method", ["composite", cf.CMLoRA(cache_interval=2)], ids=helpers.label)
 def test_caches_follow_a_change_of_size_and_count(method):
     """A call of another size, batch and adapter count in between leaves nothing behind."""
     pipe = activate(three())
@@ -174,7 +174,7 @@ def test_caches_follow_a_change_of_size_and_count(method):
 
 
 @pytest.mark.parametrize("max_rows", [1, 3, 7])
-@pytest.mark.parametrize("method", METHODS[1:5], ids=str)
+@pytest.mark.parametrize("method", METHODS[1:5], ids=helpers.label)
 def test_max_rows_of_methods(method, max_rows):
     pipe = activate(three())
     inputs = random_inputs(pipe, images=2, steps=8)
@@ -184,7 +184,7 @@ def test_max_rows_of_methods(method, max_rows):
         assert relative(run_pipeline(pipe, inputs), want) < RUN
 
 
-@pytest.mark.parametrize("method", METHODS[2:6], ids=str)
+@pytest.mark.parametrize("method", METHODS[2:6], ids=helpers.label)
 def test_fold_and_delta_agree(method):
     pipe = activate(three())
     inputs = random_inputs(pipe, steps=8)

@@ -96,7 +96,7 @@ METHODS = [
 
 
 @pytest.mark.parametrize("weights", ["fold", "delta"])
-@pytest.mark.parametrize("method", METHODS, ids=str)
+@pytest.mark.parametrize("method", METHODS, ids=helpers.label)
 def test_at_most_once_per_step(pipe, method, weights):
     """Folded convolutions may run once per adapter: with weights of their own, not the base's."""
     uses, calls = count(pipe, method, {"weights": weights})
@@ -106,7 +106,7 @@ def test_at_most_once_per_step(pipe, method, weights):
     assert any(uses)
 
 
-@pytest.mark.parametrize("method", METHODS, ids=str)
+@pytest.mark.parametrize("method", METHODS, ids=helpers.label)
 def test_text_keys_and_values_once_per_image(pipe, method):
     """Constant over the steps; Switch has them once per adapter that becomes active."""
     uses, _ = count(pipe, method, {"weights": "delta"})
@@ -145,7 +145,7 @@ WORK = [
 
 
 @pytest.mark.parametrize("weights", ["fold", "delta"])
-@pytest.mark.parametrize(("method", "runs"), WORK, ids=str)
+@pytest.mark.parametrize(("method", "runs"), WORK, ids=helpers.label)
 def test_no_more_work_than_one_run_per_adapter(method, runs, weights):
     """A loop over subsets is fine, a row computed twice is not; low-rank products as PEFT's."""
     pipe = adapters.fresh(NAMES, adapters.EVERYTHING)

@@ -91,11 +91,11 @@ def test_released_loop_reproduces_trace(name):
 FOUR = ["character_1", "clothing_1", "style_1", "background_1"]
 OTHERS = [  # kind, method, adapters, interval, steps, height x width, scheduler, guidance, more
     ("offline", "composite", FOUR[:1], 2, 7, (16, 16), "dpm", 3.0, {}),  # one adapter
-    ("offline", "composite", FOUR, 3, 9, (24, 40), "ddim", 3.0, {}),  # four, not square
+    ("offline", "composite", FOUR, 2, 5, (24, 40), "ddim", 3.0, {}),  # four, not square
     ("offline", "composite", FOUR[2:], 2, 6, (16, 16), "dpm", 1.0, {}),  # no guidance: last only
-    ("offline", "composite", FOUR[:3], 0, 20, (16, 16), "ddim", 3.0, {}),  # nonuniform: no reuse
+    ("offline", "composite", FOUR[:3], 0, 9, (16, 16), "ddim", 3.0, {}),  # nonuniform: no reuse
     ("offline", "composite", ["style_1", "other"], 2, 5, (16, 16), "dpm", 3.0, {}),  # one dropped
-    ("async", "composite", FOUR, 3, 24, (16, 16), "ddim", 3.0, {}),  # one change of dominance
+    ("async", "composite", FOUR[1:], 3, 22, (16, 16), "ddim", 3.0, {}),  # one change
     ("async", "composite", FOUR[:2], 2, 5, (16, 16), "dpm", 1.0, {}),  # no change, no guidance
     ("online", "composite", FOUR, 5, 7, (16, 24), "ddim", 3.0, {}),  # late from step 1 on
     ("online", "composite", FOUR[1:3], 2, 5, (16, 16), "dpm", 3.0, {}),  # no background: early

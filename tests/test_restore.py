@@ -82,7 +82,7 @@ RUNS = [
 ]
 
 
-@pytest.mark.parametrize(("method", "options"), RUNS, ids=str)
+@pytest.mark.parametrize(("method", "options"), RUNS, ids=helpers.label)
 def test_enable_run_disable(pipe, method, options):
     image = run(pipe)  # before the snapshot: a call itself sets attributes of the pipeline
     before = snapshot(pipe)

@@ -36,7 +36,7 @@ METHODS = [
 ]
 
 
-@pytest.mark.parametrize(("method", "rows"), METHODS, ids=str)
+@pytest.mark.parametrize(("method", "rows"), METHODS, ids=helpers.label)
 def test_every_step_is_recorded(method, rows):
     summary = ran(method)
     steps = summary.steps
@@ -54,7 +54,7 @@ def test_every_step_is_recorded(method, rows):
     assert isinstance(summary.backend, str)
 
 
-@pytest.mark.parametrize(("method", "rows"), METHODS, ids=str)
+@pytest.mark.parametrize(("method", "rows"), METHODS, ids=helpers.label)
 def test_json_and_table(method, rows):
     summary = ran(method)
     plain = json.loads(json.dumps(summary.to_dict()))

@@ -26,14 +26,14 @@ def warned(pipe, method, **given) -> list[str]:
 CACHING = ["cmlora", cf.Composite(cache_interval=2), cf.Merge(cache_interval="nonuniform")]
 
 
-@pytest.mark.parametrize("method", CACHING, ids=str)
+@pytest.mark.parametrize("method", CACHING, ids=helpers.label)
 def test_ancestral_scheduler_with_caching(pipe, method):
     pipe.scheduler = helpers.SCHEDULERS["euler_a"]()
     said = [text for text in warned(pipe, method) if "ncestral" in text]
     assert len(said) == 1
 
 
-@pytest.mark.parametrize("method", CACHING, ids=str)
+@pytest.mark.parametrize("method", CACHING, ids=helpers.label)
 def test_few_steps_with_caching(pipe, method):
     said = [text for text in warned(pipe, method, num_inference_steps=7) if "7 steps" in text]
     assert len(said) == 1 and "8" in said[0]
