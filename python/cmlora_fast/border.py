@@ -50,9 +50,11 @@ class Border:
         hook = _shadow(forward, self._unet_forward)
         hook.border = self
         self._patches.set(unet, name, hook)
-        if hasattr(pipe, "encode_prompt"):
-            hook = _shadow(pipe.encode_prompt, self._encode_prompt)
-            self._patches.set(pipe, "encode_prompt", hook)
+        for name in ("encode_prompt", "_encode_prompt"):  # older pipelines have the second alone
+            if hasattr(pipe, name):
+                hook = _shadow(getattr(pipe, name), self._encode_prompt)
+                self._patches.set(pipe, name, hook)
+                break
         self.follow_scheduler()
 
     def detach(self) -> None:

@@ -11,7 +11,6 @@ from torch import Tensor
 
 from . import ops
 from .adapters import LoadedAdapters, read_adapters
-from .adapters.peft import FiniteCheck
 from .adapters.text import only_adapters
 from .border import Border
 from .checks import (
@@ -46,7 +45,6 @@ class Engine:
         self.settings = settings
         self.summary = summary
         self._border = Border(pipe, self)
-        self._finite = FiniteCheck()
         self._executor: Executor | None = None
         self._adapters = LoadedAdapters()
         self._run: Run | None = None
@@ -79,7 +77,6 @@ class Engine:
         """
         unet, method = self._border.pipe.unet, settings.planned
         adapters = read_adapters(unet)
-        self._finite(adapters)
         check_cut(method, unet)
         check_names(method, adapters.loaded)
         return adapters
@@ -258,8 +255,9 @@ class Engine:
 
     def _images(self, batch: int) -> int:
         """Images behind ``batch`` samples, which come as [unconditional images; conditional]."""
-        if self._run.readings is not None and batch % len(self._run.readings) == 0:
-            return len(self._run.readings)
+        known = self._run.images  # from the scheduler's answer, once there is one
+        if known and batch % known == 0:
+            return known
         parts = self._border.parts() if self._run.expected else 1
         return batch // parts if batch % parts == 0 else batch
 

@@ -53,6 +53,7 @@ class Run:
     cache: FeatureCache | None
     record: bool = False
     calls: int = 0
+    images: int = 0
     started: float = field(default_factory=time.perf_counter)
     batch: int = 0
     walks: list[Walk] = field(default_factory=list)
@@ -158,6 +159,7 @@ class Run:
 
     def after_step(self, latents: Tensor) -> None:
         """Take the measure of the latents that ``scheduler.step`` returned, and move on."""
+        self.images = len(latents)
         measure = self.plan.measure
         if measure is not None or self.record:
             cutoff = 0.2 if measure is None else measure.cutoff

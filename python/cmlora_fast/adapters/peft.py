@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -16,11 +17,15 @@ __all__ = ["AdaptedLayer", "LayerAdapter", "LoadedAdapters", "fingerprint", "rea
 
 @dataclass(frozen=True)
 class LayerAdapter:
-    """One adapter in one layer: ``a`` [R, K...], ``b`` [N, R...], weight * alpha / rank."""
+    """One adapter in one layer: ``a`` [R, K...], ``b`` [N, R...], weight * alpha / rank.
+
+    ``contents`` changes whenever the numbers in ``a`` and ``b`` do.
+    """
 
     a: Tensor
     b: Tensor
     scaling: float
+    contents: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -89,7 +94,7 @@ def read_adapters(model: nn.Module) -> LoadedAdapters:
             order[key] = order.get(key, False) or adapter.scaling != 0
         found.append(AdaptedLayer(name, module, module.get_base_layer(), adapters))
     names = tuple(key for key in _ordered(model, order) if order[key])
-    layers = tuple(_without_zero(layer, names) for layer in found)
+    layers = _with_contents([_without_zero(layer, names) for layer in found])
     return LoadedAdapters(names, layers, frozenset(loaded))
 
 
@@ -166,26 +171,46 @@ def _kind(module: BaseTunerLayer, key: str) -> str | None:
 _TUNER_NAMES = {"loha": "LoHa", "lokr": "LoKr", "oft": "OFT", "boft": "BOFT", "ia3": "IA3"}
 
 
-class FiniteCheck:
-    """Refuses NaN and infinity in adapters, looking at each tensor once per version."""
+def _sums(layers: Sequence[AdaptedLayer]) -> dict[int, tuple[float, float]]:
+    """Sum and norm of every adapter tensor, by identity.
 
-    def __init__(self) -> None:
-        self._seen: dict[int, tuple[Tensor, tuple]] = {}
+    Versions do not tell of writes through ``.data``, which is how PEFT swaps adapters in place.
+    """
+    tensors = [t for layer in layers for a in layer.adapters.values() for t in (a.a, a.b)]
+    if not tensors:
+        return {}
+    flat = [tensor.detach() for tensor in tensors]
+    sums = torch.stack([t.sum(dtype=torch.float32) for t in flat]).tolist()
+    norms = torch.stack([torch.linalg.vector_norm(t, dtype=torch.float32) for t in flat]).tolist()
+    return {id(t): pair for t, *pair in zip(tensors, sums, norms, strict=True)}
 
-    def __call__(self, adapters: LoadedAdapters) -> None:
-        seen = {}
-        for layer in adapters.layers:
-            for key, adapter in layer.adapters.items():
-                for part, tensor in (("lora_A", adapter.a), ("lora_B", adapter.b)):
-                    mark = fingerprint(tensor)
-                    known = self._seen.get(id(tensor))
-                    if (known is None or known[1] != mark) and not _finite(tensor):
-                        raise ValueError(
-                            f"adapter {key!r}: {layer.name}.{part}.weight holds NaN or infinity; "
-                            "expected finite numbers (reload or delete this adapter)"
-                        )
-                    seen[id(tensor)] = (tensor, mark)
-        self._seen = seen
+
+def _with_contents(layers: Sequence[AdaptedLayer]) -> tuple[AdaptedLayer, ...]:
+    """The layers with their adapters' contents filled in; raises for NaN and infinity."""
+    sums = _sums(layers)
+    for layer in layers:
+        for key, adapter in layer.adapters.items():
+            if not math.isfinite(adapter.scaling):
+                raise ValueError(
+                    f"adapter {key!r}: expected a finite weight; got {adapter.scaling} at "
+                    f"{layer.name} (see pipe.set_adapters)"
+                )
+            for part, tensor in (("lora_A", adapter.a), ("lora_B", adapter.b)):
+                if not all(map(math.isfinite, sums[id(tensor)])) and not _finite(tensor):
+                    raise ValueError(
+                        f"adapter {key!r}: {layer.name}.{part}.weight holds NaN or infinity; "
+                        "expected finite numbers (reload or delete this adapter)"
+                    )
+    return tuple(
+        replace(
+            layer,
+            adapters={
+                key: replace(a, contents=(*sums[id(a.a)], *sums[id(a.b)]))
+                for key, a in layer.adapters.items()
+            },
+        )
+        for layer in layers
+    )
 
 
 def _finite(tensor: Tensor) -> bool:

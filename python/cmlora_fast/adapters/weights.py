@@ -88,7 +88,7 @@ def _key(
     tensors = [layer.base.weight]
     for adapter in layer.adapters.values():
         tensors += [adapter.a, adapter.b]
-    scalings = tuple((name, adapter.scaling) for name, adapter in layer.adapters.items())
+    scalings = tuple((name, a.scaling, a.contents) for name, a in layer.adapters.items())
     key = (id(layer.module), tuple(subsets), scale, folds, scalings, fingerprint(*tensors))
     return key, tuple(tensors)
 
