@@ -87,6 +87,18 @@ def overlaps_itself(tensor: Tensor) -> bool:
     )
 
 
+def check_predictions(op: str, out: Tensor, noise: Tensor, guided: bool) -> None:
+    """``out`` holds a sum over the rows of ``noise`` [G, J, B, C, H, W], guided or per part."""
+    if guided and noise.shape[0] != 2:
+        raise shape_error(op, "two guidance parts, noise [2, J, B, C, H, W], to guide", noise)
+    expected = noise.shape[2:] if guided else (noise.shape[0], *noise.shape[2:])
+    if out.shape != expected:
+        form = "[B, C, H, W]" if guided else "[G, B, C, H, W]"
+        raise shape_error(op, f"out {form} for noise [G, J, B, C, H, W]", out, noise)
+    if not last_contiguous(out, noise) or overlaps_itself(out):
+        raise shape_error(op, "out and noise contiguous in W, out without overlap", out, noise)
+
+
 def check_no_grad(op: str, instead: str, *tensors: Tensor) -> None:
     if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
         raise RuntimeError(f"{op}: works in place and records no gradient; {instead}")

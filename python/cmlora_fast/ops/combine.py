@@ -9,9 +9,8 @@ from ._check import (
     DTYPES,
     check_floats,
     check_no_grad,
+    check_predictions,
     check_table,
-    last_contiguous,
-    overlaps_itself,
     shape_error,
     wrote,
 )
@@ -24,14 +23,7 @@ def _check(op: str, out: Tensor, noise: Tensor, weights: Tensor, guided: bool) -
     check_table(op, "weights [J, B]", weights, torch.float32, noise.device)
     if noise.dim() != 6 or weights.shape != noise.shape[1:3]:
         raise shape_error(op, "noise [G, J, B, C, H, W], weights [J, B]", noise, weights)
-    if guided and noise.shape[0] != 2:
-        raise shape_error(op, "two guidance parts, noise [2, J, B, C, H, W], to guide", noise)
-    expected = noise.shape[2:] if guided else (noise.shape[0], *noise.shape[2:])
-    if out.shape != expected:
-        form = "[B, C, H, W]" if guided else "[G, B, C, H, W]"
-        raise shape_error(op, f"out {form} for noise [G, J, B, C, H, W]", out, noise)
-    if not last_contiguous(out, noise) or overlaps_itself(out):
-        raise shape_error(op, "out and noise contiguous in W, out without overlap", out, noise)
+    check_predictions(op, out, noise, guided)
     check_no_grad(op, "use torch.no_grad()", out, noise, weights)
 
 

@@ -7,9 +7,8 @@ from . import clora_reference as reference
 from ._check import (
     check_floats,
     check_no_grad,
+    check_predictions,
     check_table,
-    last_contiguous,
-    overlaps_itself,
     shape_error,
 )
 from ._register import register
@@ -19,14 +18,7 @@ def _check(op: str, out: Tensor, noise: Tensor, masks: Tensor | None, guided: bo
     check_floats(op, "out, noise", out, noise)
     if noise.dim() != 6 or not noise.shape[1]:
         raise shape_error(op, "noise [G, J, B, C, H, W] of at least one row", noise)
-    if guided and noise.shape[0] != 2:
-        raise shape_error(op, "two guidance parts, noise [2, J, B, C, H, W], to guide", noise)
-    expected = noise.shape[2:] if guided else (noise.shape[0], *noise.shape[2:])
-    if out.shape != expected:
-        form = "[B, C, H, W]" if guided else "[G, B, C, H, W]"
-        raise shape_error(op, f"out {form} for noise [G, J, B, C, H, W]", out, noise)
-    if not last_contiguous(out, noise) or overlaps_itself(out):
-        raise shape_error(op, "out and noise contiguous in W, out without overlap", out, noise)
+    check_predictions(op, out, noise, guided)
     check_no_grad(op, "use torch.no_grad()", out, noise)
     if masks is None:
         return

@@ -57,10 +57,6 @@ class AttentionTap:
         self._total = tracked if self._total is None else self._total + tracked
         self._heads += probabilities.shape[1]
 
-    @property
-    def layers_heard(self) -> int:
-        return self._heads
-
     def maps(self) -> Tensor:
         """(rows, queries, K): the mean over layers and heads.
 
