@@ -27,4 +27,4 @@ demo: build
 	$(BIN)/cmlora demo --out out
 
 bench: build
-	$(BIN)/python benchmarks/bench_ops.py
+	$(BIN)/python -m cmlora_fast.benchmarks.kernels

@@ -1,6 +1,6 @@
 """Every op against its torch twin: time in alternating rounds, and error against float64.
 
-python benchmarks/bench_ops.py --op lora_delta_ --dtype bfloat16
+python -m cmlora_fast.benchmarks.kernels --op lora_delta_ --dtype bfloat16
 """
 
 import argparse
@@ -12,8 +12,9 @@ from dataclasses import asdict
 import torch
 from cmlora_fast import ops
 from cmlora_fast.ops import backends, reference
-from timing import paired_ms
-from workloads import LAYERS, RANKS, row_table
+
+from .timing import paired_ms
+from .workloads import LAYERS, RANKS, row_table
 
 
 def lora_delta_cases(dtype):

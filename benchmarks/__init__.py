@@ -1,0 +1,1 @@
+"""The measurements behind ``cmlora bench``; installed as ``cmlora_fast.benchmarks``."""
