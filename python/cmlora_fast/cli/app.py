@@ -11,6 +11,7 @@ import typer
 from .demo import demo
 from .doctor import doctor
 from .errors import one_line
+from .eval import evaluate
 from .generate import generate
 from .lora_inspect import inspect_lora
 
@@ -68,6 +69,11 @@ app.command(
     epilog='Example: cmlora generate --model path/or/hub-id -p "a knight in a forest" '
     "--lora knight.safetensors:0.8 --lora forest.safetensors --method cmlora --out knight.png"
 )(generate)
+app.command(
+    "eval",
+    epilog="Example: cmlora eval --testbed embedded --compose 3 --seeds 8 "
+    "--methods merge,switch,composite,cmlora",
+)(evaluate)
 app.command(epilog="Example: cmlora doctor --json")(doctor)
 lora.command(
     "inspect", epilog="Example: cmlora lora inspect character.safetensors --model path/to/model"

@@ -1,0 +1,176 @@
+"""What ``cmlora eval`` does once its arguments are read."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from cmlora_fast import eval as lab
+from cmlora_fast.eval import report as reports
+from cmlora_fast.eval.presets import PRESETS, Preset
+
+from .errors import CliError
+from .generate_run import EMBEDDED_GUIDANCE
+from .lora_files import LoraSpec, check_lora
+from .method_list import NO_LORA, cached, parse_methods
+from .pipelines import (
+    EMBEDDED,
+    add_loras,
+    check_scheduler,
+    load_pipeline,
+    pick_device,
+    set_scheduler,
+)
+from .progress import progress
+from .scorer_list import make_scorers
+
+__all__ = ["run", "write"]
+
+FEW = "4"  # combinations of the embedded testbed, unless asked: a few minutes
+EMBEDDED_PRESET = Preset(
+    EMBEDDED, None, 20, EMBEDDED_GUIDANCE, None, None, scheduler=None, lora_scale=1.0
+)
+
+
+def run(arguments: dict[str, Any]) -> dict[str, Any]:
+    """Paint, score, compare; returns what the JSON document tells beside the arguments.
+
+    Whatever can be wrong is found before the first image: methods, testbed, LoRA files, scorers,
+    then the model.
+    """
+    a = arguments
+    candidates = _candidates(a)
+    check_scheduler(a["scheduler"])
+    testbed = _testbed(a)
+    combinations = _combinations(a, testbed)
+    entries = {entry.id: entry for combination in combinations for entry in combination}
+    specs = [LoraSpec(name, testbed.paths[name], 1.0) for name in entries]
+    files = [check_lora(spec.path) for spec in specs]
+    scorers = make_scorers(a)
+    pipe, generation = _pipeline(a, testbed)
+    add_loras(pipe, specs, files)
+    wants = frozenset().union(*(scorer.wants for scorer in scorers))
+    seeds = range(a["seed"], a["seed"] + a["seeds"])
+    samples = lab.make_samples(testbed, combinations, seeds, candidates, generation, wants)
+    folder = Path(a["out"])
+    jobs = len(lab.jobs_of(samples))
+    options = {key: a[key] for key in ("backend", "weights", "max_rows")}
+    with progress(jobs, "images") as advance:
+        results = lab.evaluate(
+            pipe,
+            samples,
+            scorers,
+            folder,
+            advance,
+            by_combination=a["by_combination"],
+            tie=a["tie"],
+            **options,
+        )
+    return {
+        **results,
+        "generation": asdict(generation),
+        "combinations": [[entry.id for entry in c] for c in combinations],
+        "scorers": [scorer.identity for scorer in scorers],
+        "manifest": str(folder / "manifest.jsonl"),
+    }
+
+
+def write(report: dict[str, Any], folder: Path) -> None:
+    """``results.json`` and ``report.md``."""
+    text = json.dumps(report, indent=2, default=str, allow_nan=False)
+    (folder / "results.json").write_text(text + "\n", encoding="utf-8")
+    generation, machine = report["generation"], report["machine"]
+    facts = {
+        "testbed": report["arguments"]["testbed"],
+        "model": generation["model"],
+        "combinations": f"{len(report['combinations'])} of {report['arguments']['compose']} LoRAs",
+        "seeds": report["arguments"]["seeds"],
+        "painting": f"{generation['steps']} steps, guidance {generation['guidance_scale']:g}",
+        "scorers": ", ".join(report["scorers"]),
+        "machine": f"{machine['processor']}, {machine['threads']} threads, {machine['gpus']}",
+    }
+    page = reports.markdown("Methods compared", facts, report)
+    (folder / "report.md").write_text(page, encoding="utf-8")
+
+
+def _candidates(a: dict[str, Any]) -> list[lab.Candidate]:
+    intervals = [text.strip() for text in a["intervals"].split(",") if text.strip()]
+    methods = cached(parse_methods(a["methods"]), intervals)
+    return [lab.Candidate(label, m, loras=label != NO_LORA) for label, m in methods.items()]
+
+
+def _testbed(a: dict[str, Any]) -> lab.Testbed:
+    if a["testbed"] == EMBEDDED:
+        testbed = lab.embedded()
+        given = {"base_prompt": a["prompt"], "negative_prompt": a["negative"]}
+        return replace(testbed, **{k: text for k, text in given.items() if text is not None})
+    return lab.composlora(
+        a["testbed"],
+        a["style"],
+        lora_path=a["lora_path"],
+        lora_info=a["lora_info_path"],
+        prompt=a["prompt"],
+        negative=a["negative"],
+    )
+
+
+def _combinations(a: dict[str, Any], testbed: lab.Testbed) -> list[tuple]:
+    if a["compose"] > len(testbed.info):
+        raise CliError(
+            f"--compose: expected 1 to {len(testbed.info)}, the testbed's categories; "
+            f"got {a['compose']}"
+        )
+    every = lab.generate_combinations(testbed.info, a["compose"])
+    if not every:
+        raise CliError(f"--testbed {a['testbed']}: no character, so nothing to compose")
+    return lab.sample(every, a["combinations"] or (FEW if a["testbed"] == EMBEDDED else "all"))
+
+
+def _preset(a: dict[str, Any]) -> Preset:
+    if a["testbed"] == EMBEDDED:
+        return EMBEDDED_PRESET
+    if a["style"] in PRESETS:
+        return PRESETS[a["style"]]
+    raise CliError(f"--image-style: expected one of {', '.join(PRESETS)}; got {a['style']!r}")
+
+
+def _pipeline(a: dict[str, Any], testbed: lab.Testbed) -> tuple[Any, lab.Generation]:
+    preset = _preset(a)
+    given = {
+        k: preset_value if a[k] is None else a[k] for k, preset_value in asdict(preset).items()
+    }
+    if given["model"] == EMBEDDED:
+        from cmlora_fast import testbed as embedded_bed
+
+        weights = embedded_bed.lora_path(embedded_bed.IDS[0]).parents[1] / "pipeline"
+    else:
+        weights = given["model"]
+    dtype = a["dtype"]
+    if dtype == "auto":
+        dtype = "float16" if pick_device(a["device"]).startswith("cuda") else "float32"
+    pipe = load_pipeline(given["model"], dtype, a["device"])
+    if given["vae"]:
+        pipe.vae = _vae(given["vae"], pipe)
+    set_scheduler(pipe, given["scheduler"])
+    generation = lab.Generation(
+        **given,
+        digest=lab.model_digest(weights),
+        negative_prompt=testbed.negative_prompt,
+        dtype=dtype,
+        **{name: a[name] for name in ("guidance_rescale", "clip_skip", "eta")},
+    )
+    return pipe, generation
+
+
+def _vae(place: str, pipe: Any) -> Any:
+    from diffusers import AutoencoderKL
+
+    try:
+        vae = AutoencoderKL.from_pretrained(place, torch_dtype=pipe.vae.dtype)
+    except Exception as error:
+        raise CliError(
+            f"--vae {place}: cannot be loaded: {' '.join(str(error).split())}"
+        ) from error
+    return vae.to(pipe.device)

@@ -1,0 +1,89 @@
+"""Paint jobs with one pipeline, keeping what is done."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from PIL import Image
+
+import cmlora_fast as cf
+
+from .jobs import Job
+from .store import ImageStore
+
+__all__ = ["activate", "call", "paint_all"]
+
+Watch = Callable[[Job], None]
+
+
+def paint_all(
+    pipe: Any, jobs: Iterable[Job], store: ImageStore, watch: Watch, **options: Any
+) -> int:
+    """Paint what the store does not hold yet; returns how many images that were.
+
+    Args:
+        pipe: With every adapter of the jobs loaded.
+        jobs: In this order.
+        store: Gets each image as soon as it is finished.
+        watch: Called after each job, painted or not.
+        options: ``backend``, ``weights``, ``max_rows`` of ``cf.enable``.
+    """
+    painted = 0
+    for job in jobs:
+        if not store.has(job):
+            if not painted:
+                _warm_up(pipe, job, options)
+            started = time.perf_counter()
+            image, summary = call(pipe, job, **options)
+            rows = {
+                "full_rows": sum(step.full_rows for step in summary.steps),
+                "shallow_rows": sum(step.shallow_rows for step in summary.steps),
+            }
+            store.add(job, image, {**rows, "seconds": time.perf_counter() - started})
+            painted += 1
+        watch(job)
+    return painted
+
+
+def call(
+    pipe: Any, job: Job, *, steps: int | None = None, **options: Any
+) -> tuple[Image.Image, cf.Summary]:
+    """One image and what ran; ``options`` go to ``cf.enable``."""
+    g = job.generation
+    activate(pipe, [a.name for a in job.adapters], [a.weight for a in job.adapters])
+    given: dict[str, Any] = {
+        "height": g.height,
+        "width": g.width,
+        "guidance_rescale": g.guidance_rescale or None,
+        "clip_skip": g.clip_skip,
+        "eta": g.eta or None,
+        "cross_attention_kwargs": None if g.lora_scale == 1 else {"scale": g.lora_scale},
+    }
+    with cf.accelerate(pipe, job.method if job.adapters else None, **options):
+        image = pipe(
+            job.prompt,
+            negative_prompt=g.negative_prompt,
+            num_inference_steps=steps or g.steps,
+            guidance_scale=g.guidance_scale,
+            generator=torch.Generator().manual_seed(job.seed),
+            **{name: value for name, value in given.items() if value is not None},
+        ).images[0]
+        return image, cf.summary(pipe)
+
+
+def activate(pipe: Any, names: Sequence[str], weights: Sequence[float]) -> None:
+    """Exactly these adapters; for none, LoRA layers are off altogether and cost no time."""
+    if names:
+        pipe.enable_lora()
+        pipe.set_adapters(list(names), list(weights))
+    elif getattr(pipe, "peft_config", None) or hasattr(pipe.unet, "peft_config"):
+        pipe.disable_lora()
+
+
+def _warm_up(pipe: Any, job: Job, options: dict[str, Any]) -> None:
+    """The first call pays for what torch sets up; nobody's seconds should."""
+    call(pipe, replace(job, method=None), steps=1, **options)

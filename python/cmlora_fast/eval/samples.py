@@ -1,0 +1,102 @@
+"""What is compared: every candidate on the same combinations and seeds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
+
+from .jobs import Adapter, Generation, Job, digest
+from .lora_info import LoraEntry
+from .testbeds import Testbed
+
+__all__ = ["Candidate", "Sample", "jobs_of", "make_samples", "uncached"]
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A method under a label; ``loras=False`` is the base model, which sees the prompt alone."""
+
+    label: str
+    method: Any = None
+    loras: bool = True
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One image of one candidate. ``pair`` is what it shares with the other candidates'."""
+
+    candidate: str
+    combination: tuple[LoraEntry, ...]
+    job: Job
+    reference: Job | None = None
+    own: dict[str, tuple[Job, ...]] = field(default_factory=dict)
+
+    @property
+    def group(self) -> tuple[str, ...]:
+        return tuple(entry.id for entry in self.combination)
+
+    @property
+    def pair(self) -> tuple[tuple[str, ...], int]:
+        return self.group, self.job.seed
+
+
+def make_samples(
+    testbed: Testbed,
+    combinations: Sequence[tuple[LoraEntry, ...]],
+    seeds: Sequence[int],
+    candidates: Sequence[Candidate],
+    generation: Generation,
+    wants: frozenset[str] = frozenset(),
+) -> list[Sample]:
+    """Combination by combination, candidate by candidate, seed by seed.
+
+    Args:
+        wants: What scorers want beside the image: "reference", "own".
+    """
+    own = {}
+    if "own" in wants:
+        for entry in {e.id: e for combination in combinations for e in combination}.values():
+            one = (_adapter(testbed, entry),)
+            text = testbed.prompt([entry])
+            own[entry.id] = tuple(Job(generation, text, one, None, seed) for seed in seeds)
+    samples = []
+    for combination in combinations:
+        prompt = testbed.prompt(combination)
+        adapters = tuple(_adapter(testbed, entry) for entry in combination)
+        for candidate in candidates:
+            given = adapters if candidate.loras else ()
+            for seed in seeds:
+                job = Job(generation, prompt, given, candidate.method, seed)
+                samples.append(
+                    Sample(
+                        candidate.label,
+                        combination,
+                        job,
+                        uncached(job) if "reference" in wants else None,
+                        {e.id: own[e.id] for e in combination} if own else {},
+                    )
+                )
+    return samples
+
+
+def uncached(job: Job) -> Job | None:
+    """The same image with ``cache_interval=1``; None where nothing is cached."""
+    names = {f.name for f in fields(job.method)} if job.method is not None else set()
+    if not job.adapters or "cache_interval" not in names or job.method.cache_interval == 1:
+        return None
+    plain = {"cache_interval": 1, "uniform": True, "center": None, "pow": None}
+    return replace(job, method=replace(job.method, **plain))
+
+
+def jobs_of(samples: Sequence[Sample]) -> list[Job]:
+    """Every image that the samples need, once, in order."""
+    jobs: dict[str, Job] = {}
+    for sample in samples:
+        needed = [sample.job, sample.reference, *(j for own in sample.own.values() for j in own)]
+        jobs |= {job.key: job for job in needed if job is not None and job.key not in jobs}
+    return list(jobs.values())
+
+
+def _adapter(testbed: Testbed, entry: LoraEntry) -> Adapter:
+    return Adapter(entry.id, digest(testbed.paths[entry.id]))
