@@ -1,0 +1,98 @@
+"""Pipelines of random weights in the shape of real models, and adapters for them.
+
+What a UNet costs does not depend on what it has learnt; nothing is downloaded.
+"""
+
+from __future__ import annotations
+
+import torch
+from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from peft import LoraConfig
+from torch import Tensor
+
+__all__ = ["adapter_names", "call_inputs", "load_adapters", "sd_pipeline"]
+
+ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
+FEED_FORWARD = ("ff.net.0.proj", "ff.net.2")
+PROJECTIONS = ("proj_in", "proj_out")
+TARGETS = (*ATTENTION, *FEED_FORWARD, *PROJECTIONS)
+TEXT_WIDTH = 768
+STEPS_OF_TRAINING = 1000
+
+
+def sd_pipeline(channels: tuple[int, ...], dtype: torch.dtype = torch.float32):
+    """Stable Diffusion 1.5's UNet with these channels per block, and no text encoder."""
+    torch.manual_seed(0)
+    unet = UNet2DConditionModel(
+        sample_size=64,
+        block_out_channels=channels,
+        down_block_types=(*["CrossAttnDownBlock2D"] * 3, "DownBlock2D"),
+        up_block_types=("UpBlock2D", *["CrossAttnUpBlock2D"] * 3),
+        cross_attention_dim=TEXT_WIDTH,
+        attention_head_dim=8,
+    )
+    scheduler = DDIMScheduler(
+        num_train_timesteps=STEPS_OF_TRAINING,
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        steps_offset=1,
+        set_alpha_to_one=False,
+        clip_sample=False,
+    )
+    pipe = StableDiffusionPipeline(
+        vae=AutoencoderKL(block_out_channels=(32,) * 4, norm_num_groups=8),
+        text_encoder=None,
+        tokenizer=None,
+        unet=unet.to(dtype).eval().requires_grad_(False),
+        scheduler=scheduler,
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def adapter_names(count: int) -> list[str]:
+    """The last of several is a background, so that CMLoRA has two stages."""
+    names = [f"character_{i}" for i in range(1, count)]
+    return [*names, "background_1"] if count > 1 else ["character_1"]
+
+
+def load_adapters(pipe, count: int, rank: int = 16, strength: float = 0.02) -> list[str]:
+    """Random adapters on attention, feed-forward and projections, and no others on the UNet.
+
+    ``strength``: standard deviation of B, which PEFT starts at zero.
+    """
+    names = adapter_names(count)
+    for name in list(getattr(pipe.unet, "peft_config", {})):
+        pipe.unet.delete_adapters(name)
+    for i, name in enumerate(names):
+        torch.manual_seed(1 + i)
+        config = LoraConfig(r=rank, lora_alpha=rank, target_modules=list(TARGETS))
+        pipe.unet.add_adapter(config, adapter_name=name)
+    for name, parameter in pipe.unet.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=strength)
+    pipe.unet.requires_grad_(False)
+    pipe.unet.set_adapters(names)
+    return names
+
+
+def call_inputs(pipe, size: int, steps: int, images: int = 1, seed: int = 0) -> dict[str, Tensor]:
+    """Arguments of ``pipe()`` for latents of ``size`` squared: random embeddings and noise."""
+    draw = torch.Generator().manual_seed(seed)
+    dtype = pipe.unet.dtype
+    text, negative = (
+        torch.randn(images, 77, TEXT_WIDTH, generator=draw).to(dtype) for _ in range(2)
+    )
+    noise = torch.randn(images, 4, size, size, generator=draw).to(dtype)
+    return {
+        "prompt_embeds": text,
+        "negative_prompt_embeds": negative,
+        "latents": noise,
+        "num_inference_steps": steps,
+        "guidance_scale": 7.5,
+        "output_type": "latent",
+    }
