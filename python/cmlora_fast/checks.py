@@ -11,6 +11,7 @@ from torch import nn
 
 from .clora_method import CLoRA
 from .methods import Method
+from .prompts import RowPrompts
 from .refresh import reuses
 from .stepplan import Measure
 from .unet.inputs import UNetInputs
@@ -45,14 +46,15 @@ def check_cut(method: Method | CLoRA, unet: nn.Module) -> None:
 
 
 def check_names(method: Method | CLoRA, loaded: Collection[str]) -> None:
-    """Raise ``ValueError`` for a name in ``low_frequency`` that is not a loaded adapter."""
-    for name in getattr(method, "low_frequency", None) or ():
-        if name not in loaded:
-            known = ", ".join(map(repr, sorted(loaded))) or "none"
-            raise ValueError(
-                f"{type(method).__name__}.low_frequency: expected names of loaded adapters "
-                f"({known}); got {name!r}"
-            )
+    """Raise ``ValueError`` for a name in ``low_frequency`` or ``masks`` that is not loaded."""
+    for field in ("low_frequency", "masks"):
+        for name in getattr(method, field, None) or ():
+            if name not in loaded:
+                known = ", ".join(map(repr, sorted(loaded))) or "none"
+                raise ValueError(
+                    f"{type(method).__name__}.{field}: expected names of loaded adapters "
+                    f"({known}); got {name!r}"
+                )
 
 
 def check_band(measure: Measure | None, size: tuple[int, int]) -> None:
@@ -88,18 +90,22 @@ def warn_of_caching(scheduler: Any, steps: int) -> None:
 
 
 def check_contrast(
-    opaque: str | None, inputs: UNetInputs, max_rows: int | None, method: CLoRA
+    opaque: str | None, inputs: UNetInputs, parts: int, method: CLoRA, prompts: RowPrompts
 ) -> None:
     """Raise ``ValueError`` for a UNet call that CLoRA cannot run."""
-    if inputs.added:
-        raise ValueError("CLoRA: expected a UNet without added conditions (not SDXL)")
+    foreign = set(inputs.added or ()) - {"text_embeds", "time_ids"}
+    if foreign:
+        raise ValueError(f"CLoRA: expected no conditions beside the text; got {sorted(foreign)}")
     if method.latent_update and opaque is not None:
         raise ValueError(f"CLoRA: expected a UNet call that can be taken apart; {opaque}")
-    rows = method.row_count * inputs.batch
-    if max_rows is not None and max_rows < rows:
+    if inputs.batch % parts:
         raise ValueError(
-            f"max_rows: CLoRA compares all rows in one batch; expected None or at least {rows}; "
-            f"got {max_rows}"
+            f"CLoRA: expected {parts} guidance parts; the UNet was called with {inputs.batch} rows"
+        )
+    width, own = inputs.raw_text.shape[-1], prompts.positive.shape[-1]
+    if width != own:
+        raise ValueError(
+            f"CLoRA.row_prompt_embeds: expected embeddings of the UNet's width {width}; got {own}"
         )
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 
+from .regions import check_masks
 from .validation import (
     check_bool,
     check_choice,
@@ -107,8 +109,11 @@ class CLoRA:
         text_encoder_adapters: Encode a row's prompts under the adapter of the row.
         row_prompt_embeds: (J, 77, D) embeddings of the rows' prompts, for the text encoder's.
         row_negative_prompt_embeds: (J or 1, 77, D), of their negative prompts.
-        reference_compat: Reproduce the released loop: ``maps_from`` and ``refresh_after_update``
-            keep their defaults.
+        masks: A picture per adapter of the rows, resized to the latents, instead of masks from
+            attention. White draws, greys and overlaps share by their values; row 0 gets what the
+            others leave.
+        reference_compat: Reproduce the released loop: ``maps_from``, ``refresh_after_update`` and
+            ``masks`` keep their defaults.
     """
 
     rows: Sequence[Row] | None = None
@@ -132,6 +137,7 @@ class CLoRA:
     text_encoder_adapters: bool = True
     row_prompt_embeds: Tensor | None = None
     row_negative_prompt_embeds: Tensor | None = None
+    masks: Mapping[str, Any] | None = None
     reference_compat: bool = False
 
     def __post_init__(self) -> None:
@@ -142,7 +148,8 @@ class CLoRA:
         self._check_embeds()
         check_bool(self, "text_encoder_adapters", "reference_compat")
         if self.reference_compat:
-            for name, default in (("maps_from", "both"), ("refresh_after_update", False)):
+            kept = (("maps_from", "both"), ("refresh_after_update", False), ("masks", None))
+            for name, default in kept:
                 if getattr(self, name) != default:
                     fail(self, name, f"its default {default!r} with reference_compat=True")
 
@@ -216,6 +223,14 @@ class CLoRA:
             fail(self, "apply_mask_after", "an int >= 0")
         check_bool(self, "mask_erode", "mask_dilate", "mask_opening", "mask_closing")
         check_choice(self, "maps_from", ("both", "cond"))
+        check_masks(self)
+        named = set(self.adapters) - set(self.style_adapters)
+        if self.masks is not None and set(self.masks) != named:
+            given = sorted(self.masks)
+            raise ValueError(
+                f"CLoRA.masks: expected one for each of {sorted(named)}, the adapters of the rows; "
+                f"got {given}"
+            )
 
     def _check_embeds(self) -> None:
         rows = self.row_count

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,6 +12,7 @@ from torch import Tensor
 from . import ops
 from .clora_method import PROMPT_LENGTH, CLoRA, Row
 from .ops.clora_reference import mask_shares
+from .regions import row_masks
 from .tracked import Tracked
 from .unet.executor import Executor
 from .unet.inputs import UNetInputs
@@ -28,18 +29,18 @@ class ContrastStep:
     Args:
         noise: Fused predictions for the pipeline. [batch, C, H, W].
         correction: To add to the sample that the scheduler gets, None without an update.
-        losses: Mean loss over the images at every evaluation.
-        masks: 0 and 1. [J, images, H, W].
+        losses: Every loss evaluated, per image. [images][evaluations].
+        masks: 0 and 1, or the weights that a user gave. [J, images, H, W].
         shares: Share of each row in the prediction, a mean over pixels, per image. [images][J].
-        maps: Of image 0, for the tracked tokens. [J, r, q, K].
+        maps: Of image 0, for the tracked tokens; None where nothing reads them. [J, r, q, K].
     """
 
     noise: Tensor
     correction: Tensor | None
-    losses: tuple[float, ...]
+    losses: list[tuple[float, ...]]
     masks: Tensor
     shares: list[list[float]]
-    maps: Tensor
+    maps: Tensor | None
 
 
 class Contrast:
@@ -51,7 +52,10 @@ class Contrast:
         executor: Prepared with one subset and one prompt per row.
         tap: Attached to the executor's UNet.
         steps: T.
+        max_rows: Most samples per UNet batch, None for all of them.
         record: Track all tokens rather than those that the rows name.
+        sample: The first one that the UNet gets.
+        channels: How many of its channels are latents; inpainting adds others.
     """
 
     def __init__(
@@ -61,12 +65,31 @@ class Contrast:
         executor: Executor,
         tap: AttentionTap,
         steps: int,
+        max_rows: int | None,
         record: bool,
+        sample: Tensor,
+        channels: int,
     ):
-        self._method, self._rows, self._steps = method, len(rows), steps
-        self._executor, self._tap = executor, tap
-        self._tracked = Tracked.of(rows)
-        self._columns = tuple(range(PROMPT_LENGTH)) if record else self._tracked.columns or (0,)
+        self._method, self._rows, self._steps = method, rows, steps
+        self._executor, self._tap, self._max_rows = executor, tap, max_rows
+        self._channels, device = channels, sample.device
+        tracked = Tracked.of(rows)
+        self._contrasts = tracked.contrasts
+        columns = tuple(range(PROMPT_LENGTH)) if record else tracked.columns or (0,)
+        places = [columns.index(token) for token in tracked.token]
+        self._reads_maps = record or method.masks is None
+        self._columns, self._places, self._row_of_map = (
+            torch.tensor(table, dtype=torch.int64, device=device)
+            for table in (columns, places, tracked.row)
+        )
+        self._index, self._labels, self._mask_row = (
+            torch.tensor(table, dtype=torch.int32, device=device)
+            for table in (tracked.index, tracked.labels, tracked.mask_row)
+        )
+        self._given = None
+        if method.masks is not None:
+            names = [row.adapter for row in rows]
+            self._given = row_masks(method.masks, names, sample.shape[-2:], device)
 
     def step(
         self, plain: Callable[..., Any], inputs: UNetInputs, index: int, images: int, scale: float
@@ -81,98 +104,118 @@ class Contrast:
             scale: What ``scheduler.scale_model_input`` multiplied the latents by.
         """
         method = self._method
-        start = z = inputs.sample[:images]
-        updates = method.updates(index, self._steps) if self._tracked.contrasts else 0
+        start = z = inputs.sample[:images, : self._channels]
+        updates = method.updates(index, self._steps) if self._contrasts else 0
         losses: list[Tensor] = []
-        noise = None
+        noise = raw = None
         for i in range(updates):
             # Released order: what is predicted before the last update is used after it.
             whole = i == updates - 1 and not method.refresh_after_update
-            noise, maps, z = self._update(inputs, z, images, scale, losses, whole)
+            noise, raw, slope = self._gradient(inputs, z, losses, whole)
+            # d/d latents = scale * d/d input; the input moves by scale times what the latents do.
+            z = (z - (method.step_size * scale**2 * slope).to(z.dtype)).detach()
         if noise is None:
-            noise, maps = self._predict(plain, inputs, z, images)
-        masks = self._masks(maps, index, inputs.sample.shape)
+            noise, raw = self._predict(plain, inputs, z)
+        maps = None if raw is None else self._mean(raw, inputs.sample.shape, images)
+        masks = self._masks(maps, index, images, inputs.sample.shape[-2:])
         return ContrastStep(
             noise=self._fuse(noise, masks, inputs.batch // images),
             correction=None if z is start else (z - start) / scale,
-            losses=tuple(float(loss) for loss in losses),
+            losses=list(zip(*torch.stack(losses).tolist(), strict=True)) if losses else [],
             masks=masks,
             shares=mask_shares(masks).mean((2, 3)).t().tolist(),
-            maps=maps[:, 0],
+            maps=None if maps is None else maps[:, 0],
         )
 
-    def _update(
-        self,
-        inputs: UNetInputs,
-        z: Tensor,
-        images: int,
-        scale: float,
-        losses: list[Tensor],
-        whole: bool,
+    def _gradient(
+        self, inputs: UNetInputs, z: Tensor, losses: list[Tensor], whole: bool
     ) -> tuple[Tensor | None, Tensor, Tensor]:
-        """Predictions (if ``whole``) and maps at ``z``, and ``z`` after one gradient step."""
+        """Predictions (if ``whole``), maps (J * batch, queries, K) and dL/dz at ``z``."""
         leaf = z.detach().requires_grad_(True)
+        spans = self._table(inputs.batch).spans(self._max_rows)
+        raw = None
+        if len(spans) > 1:
+            # The loss compares the maps of all rows, but only one chunk's graph is to be alive:
+            # first the maps without graphs, then, with dL/d maps known, chunk by chunk again.
+            with torch.no_grad():
+                raw = torch.cat([maps for _, maps in self._tapped(inputs, z, spans, False)])
+        pieces, slope, pull = [], torch.zeros_like(leaf), None
         with torch.enable_grad():
-            noise, maps = self._predict(None, inputs, leaf, images, whole)
-            tracked = self._select(maps)
-        index, labels = (
-            torch.tensor(table, dtype=torch.int32, device=z.device)
-            for table in (self._tracked.index, self._tracked.labels)
-        )
-        temperature = self._method.temperature
-        loss, gradient = ops.contrastive_loss(tracked.detach(), index, labels, temperature)
-        losses.append(loss.mean())
-        (slope,) = torch.autograd.grad(tracked, leaf, gradient.to(tracked.dtype))
-        # d/d latents = scale * d/d input, and the input moves by scale times what the latents do.
-        moved = z - (self._method.step_size * scale**2 * slope).to(z.dtype)
-        return noise, maps.detach(), moved.detach()
+            for span, (noise, maps) in zip(
+                spans, self._tapped(inputs, leaf, spans, whole), strict=True
+            ):
+                if pull is None:
+                    raw = maps.detach() if raw is None else raw
+                    pull = self._pull(raw, inputs.sample.shape, len(z), losses)
+                slope += torch.autograd.grad(maps, leaf, pull[slice(*span)])[0]
+                pieces.append(noise)
+        return torch.cat(pieces) if whole else None, raw, slope
+
+    def _tapped(
+        self, inputs: UNetInputs, z: Tensor, spans: Sequence[tuple[int, int]], whole: bool
+    ) -> Iterator[tuple[Tensor | None, Tensor]]:
+        """Predictions (if ``whole``) and maps of each chunk of rows at ``z``, one after another."""
+        for span in spans:
+            call = self._at(inputs, z)
+            with self._tap.listening(stage_size(z.shape), self._columns):
+                noise = self._executor.run_tapped(call, self._table(inputs.batch), span, whole)
+                maps = self._tap.maps()
+            yield noise, maps
 
     def _predict(
-        self,
-        plain: Callable[..., Any] | None,
-        inputs: UNetInputs,
-        z: Tensor,
-        images: int,
-        whole: bool = True,
-    ) -> tuple[Tensor | None, Tensor]:
-        """Predictions (J * batch, C, H, W) and maps (J, images, r, q, K) at ``z``.
+        self, plain: Callable[..., Any], inputs: UNetInputs, z: Tensor
+    ) -> tuple[Tensor, Tensor | None]:
+        """Predictions (J * batch, C, H, W) and, where they are read, maps at ``z``."""
+        call, rows = self._at(inputs, z), self._table(inputs.batch)
+        if not self._reads_maps:
+            return self._executor.run(plain, call, rows, self._max_rows, None), None
+        noise, maps = [], []
+        for span in rows.spans(self._max_rows):
+            with self._tap.listening(stage_size(z.shape), self._columns):
+                noise.append(self._executor.run_span(plain, call, rows, span, None))
+                maps.append(self._tap.maps())
+        return torch.cat(noise), torch.cat(maps)
 
-        Without ``plain`` a graph is recorded from ``z`` to the maps.
-        """
-        batch, device = inputs.batch, z.device
-        columns = torch.tensor(self._columns, device=device)
-        call = replace(inputs, sample=z.repeat(batch // images, 1, 1, 1))
-        every = range(self._rows * batch)
-        rows = StepRows(tuple(range(self._rows)), batch, tuple(every))
-        self._tap.open(*stage_size(inputs.sample.shape), columns)
-        try:
-            if plain is None:
-                noise = self._executor.with_gradient(call, rows, whole)
-            else:
-                noise = self._executor.run(plain, call, rows, None, None)
-            maps = self._tap.maps()
-        finally:
-            self._tap.close()
-        height, width = stage_size(inputs.sample.shape)
-        maps = maps.view(self._rows, batch // images, images, height, width, -1)
-        return noise, maps[:, -1] if self._method.maps_from == "cond" else maps.mean(1)
+    def _at(self, inputs: UNetInputs, z: Tensor) -> UNetInputs:
+        """The call for latents ``z`` (images, C, H, W)."""
+        latents = z.repeat(inputs.batch // len(z), 1, 1, 1)
+        others = inputs.sample[:, self._channels :]
+        return replace(inputs, sample=torch.cat([latents, others], 1))
+
+    def _table(self, batch: int) -> StepRows:
+        count = len(self._rows)
+        return StepRows(tuple(range(count)), batch, tuple(range(count * batch)))
+
+    def _pull(self, raw: Tensor, latents: torch.Size, images: int, losses: list[Tensor]) -> Tensor:
+        """dL/d maps (J * batch, queries, K); adds the loss (images,) to ``losses``."""
+        leaf = raw.detach().requires_grad_(True)
+        tracked = self._select(self._mean(leaf, latents, images))
+        temperature = self._method.temperature
+        loss, slope = ops.contrastive_loss(tracked.detach(), self._index, self._labels, temperature)
+        losses.append(loss)
+        return torch.autograd.grad(tracked, leaf, slope.to(tracked.dtype))[0]
+
+    def _mean(self, raw: Tensor, latents: torch.Size, images: int) -> Tensor:
+        """Maps (J, images, r, q, K) over guidance parts of (J * batch, queries, K)."""
+        maps = raw.view(len(self._rows), -1, images, *stage_size(latents), raw.shape[-1])
+        return maps[:, -1] if self._method.maps_from == "cond" else maps.mean(1)
 
     def _select(self, maps: Tensor) -> Tensor:
         """The tracked maps, [S, images, r, q], of (J, images, r, q, K)."""
-        rows = torch.tensor(self._tracked.row, device=maps.device)
-        places = [self._columns.index(token) for token in self._tracked.token]
-        return maps[rows, ..., torch.tensor(places, device=maps.device)]
+        return maps[self._row_of_map, ..., self._places]
 
-    def _masks(self, maps: Tensor, index: int, latents: torch.Size) -> Tensor:
-        """(J, images, H, W), 0 or 1; all 1 before ``apply_mask_after``."""
-        method = self._method
+    def _masks(self, maps: Tensor | None, index: int, images: int, size: tuple[int, int]) -> Tensor:
+        """(J, images, H, W); all 1 before ``apply_mask_after``."""
+        method, count = self._method, len(self._rows)
         if index < method.apply_mask_after:
-            return maps.new_ones(self._rows, maps.shape[1], *latents[-2:])
+            return torch.ones(count, images, *size, device=self._columns.device)
+        if self._given is not None:
+            return self._given[:, None].repeat(1, images, 1, 1)
         return ops.attention_masks(
             self._select(maps),
-            torch.tensor(self._tracked.mask_row, dtype=torch.int32, device=maps.device),
-            self._rows,
-            tuple(latents[-2:]),
+            self._mask_row,
+            count,
+            size,
             method.mask_threshold_alpha,
             method.mask_dilate,
             method.mask_erode,
@@ -183,7 +226,7 @@ class Contrast:
     def _fuse(self, noise: Tensor, masks: Tensor, parts: int) -> Tensor:
         """(J * batch, C, H, W) -> (batch, C, H, W)."""
         images = masks.shape[1]
-        rows = noise.view(self._rows, parts, images, *noise.shape[1:]).transpose(0, 1)
+        rows = noise.view(len(self._rows), parts, images, *noise.shape[1:]).transpose(0, 1)
         out = noise.new_empty(parts, images, *noise.shape[1:])
         ops.mask_fuse_(out, rows, masks)
         return out.flatten(0, 1)

@@ -25,6 +25,7 @@ from .clora_method import CLoRA
 from .contrast import Contrast
 from .methods import Switch
 from .prompts import RowPrompts, encode_rows
+from .regions import subset_masks
 from .run import Run
 from .schedule import plan, plan_rows
 from .settings import Settings, memory_in_use, new_summary
@@ -162,14 +163,19 @@ class Engine:
             warn_of_caching(self._border.scheduler, expected)
         self.summary = self._summary(reason)
         self._run = Run(schedule, order, expected, self.summary, cache, self.settings.record)
+        regions = getattr(method, "masks", None)
+        if regions is not None:
+            sample = inputs.sample
+            size, device = sample.shape[-2:], sample.device
+            self._run.masks_of_subsets = subset_masks(regions, schedule.subsets, size, device)
 
     def _begin_contrast(
         self, method: CLoRA, inputs: UNetInputs, T: int, expected: int, order: int
     ) -> None:
         if self._prompts is None or expected == 0:
             raise RuntimeError("CLoRA: expected a pipeline call, whose prompt gives the rows")
-        check_contrast(self._executor.opaque(inputs), inputs, self.settings.max_rows, method)
-        prompts, styles = self._prompts, method.style_adapters
+        prompts, styles, parts = self._prompts, method.style_adapters, self._border.parts()
+        check_contrast(self._executor.opaque(inputs), inputs, parts, method, prompts)
         subsets = [(() if r.adapter is None else (r.adapter,)) + styles for r in prompts.rows]
         schedule = plan_rows(subsets, T)
         adapters = self._adapters.scaled(dict.fromkeys(styles, method.style_weight))
@@ -178,11 +184,19 @@ class Engine:
             schedule.subsets,
             inputs.scale,
             self.settings.weights,
-            lambda batch: prompts.text(batch, self._border.parts()).to(inputs.sample),
+            lambda batch: prompts.at(batch, self._border.parts(), inputs.sample),
         )
         self._tap.attach(self._border.unet)
         self._contrast = Contrast(
-            method, prompts.rows, self._executor, self._tap, T, self.settings.record
+            method,
+            prompts.rows,
+            self._executor,
+            self._tap,
+            T,
+            self.settings.max_rows,
+            self.settings.record,
+            inputs.sample,
+            self._border.unet.config.out_channels,
         )
         self.summary = self._summary("every row is full")
         self._run = Run(schedule, order, expected, self.summary, None, self.settings.record)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, fields
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from .clora_method import CLoRA
+from .regions import check_masks
 from .validation import (
     check_bool,
     check_choice,
@@ -102,7 +104,19 @@ class Merge(Method):
 
 @dataclass(frozen=True, kw_only=True)
 class Composite(Method):
-    """Equal mean of one prediction per adapter (Zhong et al. 2024, LoRA Composite)."""
+    """Equal mean of one prediction per adapter (Zhong et al. 2024, LoRA Composite).
+
+    Args:
+        masks: Adapter -> picture of the pixels that it draws, resized to the latents. White draws,
+            greys and overlaps share by their values and the adapters' weights; adapters without a
+            picture draw everywhere; where nothing is drawn, all adapters are as without masks.
+    """
+
+    masks: Mapping[str, Any] | None = None
+
+    def __post_init__(self) -> None:
+        check_masks(self)
+        super().__post_init__()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,6 +164,7 @@ class CMLoRA(Method):
         dominant_full: "schedule": the dominant adapter runs whole at schedule steps; "every_step":
             at every step, and the others at schedule steps.
         low_frequency: Low-frequency adapters; None: names that start with "background".
+        masks: As those of ``Composite``; an adapter's weight is its share at the step.
     """
 
     cache_interval: CacheInterval = "nonuniform"
@@ -166,6 +181,7 @@ class CMLoRA(Method):
     max_age: int | None = None
     dominant_full: str = "schedule"
     low_frequency: tuple[str, ...] | None = None
+    masks: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
         check_choice(self, "variant", ("offline", "online", "async"))
@@ -188,6 +204,7 @@ class CMLoRA(Method):
         if self.max_age is not None and not is_int(self.max_age, 1):
             fail(self, "max_age", "None or an int >= 1")
         check_names(self, "low_frequency")
+        check_masks(self)
         super().__post_init__()
 
 

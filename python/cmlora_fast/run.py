@@ -12,6 +12,7 @@ from torch import Tensor
 
 from . import ops
 from .contrast import ContrastStep
+from .regions import pixel_shares
 from .schedule import Plan
 from .stepplan import Choice, Walk
 from .summary import StepRecord, Summary
@@ -25,10 +26,14 @@ BASE = "__base__"  # PEFT's name for a row without adapters
 
 @dataclass(frozen=True)
 class Decision:
-    """What one UNet call does: its rows, and the weights (groups, batch) of their predictions."""
+    """What one UNet call does: its rows, and the weights of their predictions.
+
+    ``weights`` (groups, batch), or with masks (groups, batch, H, W).
+    """
 
     rows: StepRows
     weights: Tensor | None  # None: one row per sample, taken as it is
+    mean_weights: list[list[float]] | None  # with masks: over the pixels, per sample
     choices: tuple[Choice, ...]
     early: tuple[bool | None, ...]
     images: int
@@ -52,6 +57,7 @@ class Run:
     summary: Summary
     cache: FeatureCache | None
     record: bool = False
+    masks_of_subsets: Tensor | None = None
     calls: int = 0
     images: int = 0
     started: float = field(default_factory=time.perf_counter)
@@ -62,7 +68,7 @@ class Run:
     maps: list[Tensor] = field(default_factory=list)
     masks: list[Tensor] = field(default_factory=list)
     features: list[dict[str, Tensor]] = field(default_factory=list)
-    _weights: dict[tuple, Tensor] = field(default_factory=dict)
+    _weights: dict[tuple, tuple] = field(default_factory=dict)
     _decided: tuple[int, tuple] | None = None
     _call_started: float = 0.0
 
@@ -101,7 +107,8 @@ class Run:
                     deep.append(row)
         shares = tuple(choices[sample % images].weights for sample in range(batch))
         rows = StepRows(groups, batch, tuple(deep))
-        return Decision(rows, self._weight_tensor(shares, device), choices, early, images)
+        weights, means = self._weigh(shares, groups, device)
+        return Decision(rows, weights, means, choices, early, images)
 
     def _choose(self) -> tuple[tuple[Choice, bool | None], ...]:
         """Choices of this step per image; the evaluations of one step share them."""
@@ -118,14 +125,21 @@ class Run:
             return tuple((_without_refresh(choice), early) for choice, early in self._decided[1])
         return self._decided[1]
 
-    def _weight_tensor(self, shares: tuple, device: torch.device) -> Tensor | None:
+    def _weigh(
+        self, shares: tuple, groups: tuple[int, ...], device: torch.device
+    ) -> tuple[Tensor | None, list[list[float]] | None]:
+        """``Decision.weights`` and ``mean_weights`` for the shares of every sample."""
         if all(len(share) == 1 and share[0] == 1.0 for share in shares):
-            return None
-        weights = self._weights.get(shares)
-        if weights is None:
+            return None, None
+        key = shares, groups
+        if key not in self._weights:
             weights = torch.tensor(shares, dtype=torch.float32, device=device).t().contiguous()
-            self._weights[shares] = weights
-        return weights
+            means = None
+            if self.masks_of_subsets is not None:
+                weights = pixel_shares(weights, self.masks_of_subsets[list(groups)])
+                means = weights.mean((2, 3)).t().tolist()
+            self._weights[key] = weights, means
+        return self._weights[key]
 
     def note(self, decision: Decision, timestep: float, started: float) -> None:
         """Add this call to the summary."""
@@ -147,12 +161,19 @@ class Run:
         """Add what a step of CLoRA found to its record."""
         names = [name or BASE for name in adapters]
         record = self.summary.steps[-1]
-        record.loss = step.losses
+        record.loss = step.losses[0] if step.losses else ()
         record.weights = _summed(names, step.shares[0])
         areas = step.masks.mean((2, 3)).t().tolist()
         record.mask_area = _summed(names, areas[0])
-        for image, shares, area in zip(record.per_image, step.shares, areas, strict=False):
-            image |= {"weights": _summed(names, shares), "mask_area": _summed(names, area)}
+        losses = step.losses or [()] * len(areas)
+        for image, shares, area, loss in zip(
+            record.per_image, step.shares, areas, losses, strict=False
+        ):
+            image |= {
+                "weights": _summed(names, shares),
+                "mask_area": _summed(names, area),
+                "loss": loss,
+            }
         if self.record:
             self.maps.append(step.maps.cpu())
             self.masks.append(step.masks[:, 0].cpu())
@@ -237,6 +258,7 @@ def _label(subset: tuple[str, ...]) -> str:
 
 def _image_record(run: Run, decision: Decision, image: int, names: list[str]) -> dict:
     choice, rows = decision.choices[image], decision.rows
+    shares = choice.weights if decision.mean_weights is None else decision.mean_weights[image]
     refreshed = {
         row // rows.batch for row in rows.deep if row % rows.batch % decision.images == image
     }
@@ -245,7 +267,7 @@ def _image_record(run: Run, decision: Decision, image: int, names: list[str]) ->
         "dominant": choice.dominant,
         "early": decision.early[image],
         "refreshed": tuple(dict.fromkeys(n for p in sorted(refreshed) for n in subsets[p])),
-        "weights": _named_weights(subsets, names, choice.weights),
+        "weights": _named_weights(subsets, names, shares),
     }
 
 

@@ -77,12 +77,14 @@ class PlainLoop:
         record, z = Run(), latents * self.scheduler.init_noise_sigma
         for i, t in enumerate(self.scheduler.timesteps):
             updates = self.method.updates(i, steps)
-            for _ in range(max(updates, 1)):
-                z = z.detach().requires_grad_(updates > 0)
-                with torch.set_grad_enabled(updates > 0):
+            for _ in range(updates):
+                z = z.detach().requires_grad_()
+                with torch.enable_grad():
                     noise, maps = self._rows(z, t)
-                if updates:
-                    z = z - self.method.step_size * self._gradient(maps, z, record)
+                z = z - self.method.step_size * self._gradient(maps, z, record)
+            if not updates or self.method.refresh_after_update:
+                with torch.no_grad():
+                    noise, maps = self._rows(z, t)
             z, noise, maps = z.detach(), noise.detach(), maps.detach()
             masks = self._masks(maps, z.shape[-2:]) if i >= self.method.apply_mask_after else None
             fused = torch.empty_like(z)
@@ -103,7 +105,8 @@ class PlainLoop:
             self._activate(j)
             with stored(self.unet, high * wide) as store:
                 noise.append(self.unet(sample, t, self._text(j)).sample)
-            layers = torch.stack([p.mean((0, 1)) for p in store.probabilities])
+            part = slice(1, 2) if self.method.maps_from == "cond" else slice(0, 2)
+            layers = torch.stack([p[part].mean((0, 1)) for p in store.probabilities])
             maps.append(layers.mean(0).view(high, wide, -1))
         return torch.stack(noise, 1)[:, :, None], torch.stack(maps)
 

@@ -38,6 +38,7 @@ def test_defaults():
         "text_encoder_adapters": True,
         "row_prompt_embeds": None,
         "row_negative_prompt_embeds": None,
+        "masks": None,
         "reference_compat": False,
     }
 
@@ -97,6 +98,9 @@ WRONG = [
     ("row_prompt_embeds", torch.zeros(2, 76, 4)),
     ("row_negative_prompt_embeds", torch.zeros(3, 77, 4)),
     ("row_negative_prompt_embeds", torch.zeros(77, 4)),
+    ("masks", {}),
+    ("masks", {"dog_lora": torch.ones(2, 2)}),
+    ("masks", {"cat_lora": torch.ones(2, 2), "ink": torch.ones(2, 2)}),
     ("reference_compat", 1),
 ]
 
@@ -136,7 +140,7 @@ def test_wrong_parts_are_named(kind, fields, name):
         kind(**fields)
 
 
-def test_reference_compat_keeps_two_fields():
+def test_reference_compat_keeps_three_fields():
     honoured = clora(
         reference_compat=True,
         style_adapters=["ink"],
@@ -148,7 +152,8 @@ def test_reference_compat_keeps_two_fields():
         row_prompt_embeds=torch.zeros(2, 77, 4),
     )
     assert honoured.reference_compat
-    for field, value in (("maps_from", "cond"), ("refresh_after_update", True)):
+    given = {"cat_lora": torch.ones(2, 2)}
+    for field, value in (("maps_from", "cond"), ("refresh_after_update", True), ("masks", given)):
         with pytest.raises(ValueError, match=rf"CLoRA\.{field}: .*reference_compat=True"):
             clora(reference_compat=True, **{field: value})
 

@@ -22,6 +22,8 @@ from .topology import Topology, freeu_is_on
 
 __all__ = ["Executor", "combine"]
 
+RowText = Callable[[int], tuple[Tensor, Tensor | None]]
+
 
 class Executor:
     """One UNet, its hooked layers and their weights.
@@ -37,10 +39,11 @@ class Executor:
         self._layers = LayerHooks(self._state)
         self._denoiser: Denoiser | None = None
         self._subsets: tuple[tuple[str, ...], ...] = ()
-        self._row_text: Callable[[int], Tensor] | None = None
+        self._row_text: RowText | None = None
         self._text_key: tuple | None = None
         self._text_sources: tuple[Tensor, ...] = ()  # alive while their key is compared
         self._text: Any = None
+        self._own: tuple[Tensor, Tensor | None] | None = None
         self._chunks: dict[tuple, Chunk] = {}
 
     def prepare(
@@ -49,12 +52,13 @@ class Executor:
         subsets: tuple[tuple[str, ...], ...],
         scale: float,
         weights: str,
-        row_text: Callable[[int], Tensor] | None = None,
+        row_text: RowText | None = None,
     ) -> None:
         """Hook the adapted layers and make their weights for these subsets.
 
-        ``row_text``, where prompts differ by subset, gives embeddings (subsets * batch, tokens, D)
-        for a batch size; else every subset reads those of the UNet call.
+        ``row_text``, where prompts differ by subset, gives for a batch size embeddings
+        (subsets * batch, tokens, D) and pooled ones (subsets * batch, D) or None; else, and for
+        None, every subset reads those of the UNet call.
         """
         self._layers.attach(self.unet, adapters.layers)
         self._state.weights = self.store.prepare(adapters, subsets, scale, weights)
@@ -69,7 +73,7 @@ class Executor:
         """Drop what belongs to one run: text keys and values, and row tables."""
         self._state.rows = None
         self._state.drop_text()
-        self._text_key, self._text_sources, self._text = None, (), None
+        self._text_key, self._text_sources, self._text, self._own = None, (), None, None
         self._chunks.clear()
 
     def detach(self) -> None:
@@ -95,31 +99,42 @@ class Executor:
         cache: FeatureCache | None,
     ) -> Tensor:
         """Predictions (rows.count, C, H, W), group-major."""
-        inputs = self._with_text(inputs)
-        size = rows.count if max_rows is None else min(max_rows, rows.count)
-        starts = range(0, rows.count, size)
-        apart = cache is not None or self.opaque(inputs) is None
-        pieces = []
-        try:
-            for start in starts:
-                chunk = self._chunk(rows, start, min(start + size, rows.count), inputs)
-                if apart:
-                    pieces.append(self._denoiser(inputs, chunk, cache))
-                else:
-                    pieces.append(self._as_a_whole(plain, inputs, chunk))
-        finally:
-            self._state.rows = None
+        spans = rows.spans(max_rows)
+        pieces = [self.run_span(plain, inputs, rows, span, cache) for span in spans]
         return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
 
-    def with_gradient(self, inputs: UNetInputs, rows: StepRows, whole: bool) -> Tensor | None:
-        """Predictions as ``run``, or None, with a graph from the sample to the tapped layers."""
+    def run_span(
+        self,
+        plain: Callable[..., Any],
+        inputs: UNetInputs,
+        rows: StepRows,
+        span: tuple[int, int],
+        cache: FeatureCache | None,
+    ) -> Tensor:
+        """Predictions of the rows ``span`` (start, stop)."""
         inputs = self._with_text(inputs)
-        chunk = self._chunk(rows, 0, rows.count, inputs)
+        chunk = self._chunk(rows, *span, inputs)
+        try:
+            if cache is not None or self.opaque(inputs) is None:
+                return self._denoiser(inputs, chunk, cache)
+            return self._as_a_whole(plain, inputs, chunk)
+        finally:
+            self._state.rows = None
+
+    def run_tapped(
+        self, inputs: UNetInputs, rows: StepRows, span: tuple[int, int], whole: bool
+    ) -> Tensor | None:
+        """Predictions of the rows ``span``, or None if not ``whole``, past the tapped layers.
+
+        Where autograd is on, a graph leads from the sample to those layers and no further.
+        """
+        inputs = self._with_text(inputs)
+        chunk = self._chunk(rows, *span, inputs)
         stop = self._topology.last_unit_at(TAP_LEVEL)
         self._state.constant_text = True
         try:
-            with torch.enable_grad(), frozen(self.unet):
-                return self._denoiser.with_gradient(inputs, chunk, stop, whole)
+            with frozen(self.unet):
+                return self._denoiser.tapped(inputs, chunk, stop, whole)
         finally:
             self._state.rows, self._state.constant_text = None, False
 
@@ -131,6 +146,12 @@ class Executor:
             arguments["down_intrablock_additional_residuals"] = list(adapters_in)
         arguments["cross_attention_kwargs"] = inputs.attention_kwargs
         arguments["return_dict"] = False
+        if self._own is not None:
+            text, pooled = self._own
+            arguments["encoder_hidden_states"] = chunk.own(text)
+            if pooled is not None:
+                added = {**arguments["added_cond_kwargs"], "text_embeds": chunk.own(pooled)}
+                arguments["added_cond_kwargs"] = added
         # Without text: the forward projects the embeddings itself, so they are not those we keep.
         self._state.rows = Rows(chunk.rows.segments, chunk.count)
         return plain(**arguments)[0]
@@ -150,17 +171,17 @@ class Executor:
         if key != self._text_key:
             self._state.drop_text()
             self._chunks.clear()
-            own = self._row_text is not None
+            self._own = None if self._row_text is None else self._row_text(inputs.batch)
             text = self.unet.process_encoder_hidden_states(
-                encoder_hidden_states=self._row_text(inputs.batch) if own else inputs.raw_text,
+                encoder_hidden_states=inputs.raw_text if self._own is None else self._own[0],
                 added_cond_kwargs=inputs.added,
             )
             count = len(self._subsets)
-            everyone = text if own else expand_rows(text, count, inputs.batch)
+            everyone = text if self._own else expand_rows(text, count, inputs.batch)
             subset_of_row = [s for s in range(count) for _ in range(inputs.batch)]
             self._state.all_rows = Rows(segments_of(subset_of_row), len(subset_of_row), everyone)
             self._text_key, self._text_sources, self._text = key, sources, text
-        return inputs.with_text(self._text)
+        return inputs.with_text(self._text, self._own and self._own[1])
 
 
 @contextmanager
@@ -177,12 +198,13 @@ def frozen(model: nn.Module) -> Iterator[None]:
 
 
 def combine(noise: Tensor, weights: Tensor | None) -> Tensor:
-    """(groups * batch, C, H, W) and shares (groups, batch) -> (batch, C, H, W)."""
+    """(groups * batch, C, H, W) and shares (groups, batch[, H, W]) -> (batch, C, H, W)."""
     if weights is None:
         return noise
-    groups, batch = weights.shape
+    groups, batch = weights.shape[:2]
     out = noise.new_empty(1, batch, *noise.shape[1:])
-    ops.combine_(out, noise.view(1, groups, batch, *noise.shape[1:]), weights)
+    blend = ops.combine_ if weights.dim() == 2 else ops.mask_fuse_
+    blend(out, noise.view(1, groups, batch, *noise.shape[1:]), weights)
     return out[0]
 
 

@@ -46,6 +46,8 @@ class Denoiser:
     ) -> Denoiser:
         """``adapted``: layers that any adapter of the run touches; ``own_text``: prompts differ."""
         shares = not any("embedding" in name.split(".")[0] for name in adapted)
+        if own_text and unet.config.addition_embed_type is not None:
+            shares = False  # pooled prompts enter the time embedding
         prefix = topology.untouched(adapted) if shares else 0
         if own_text:
             prefix = min(prefix, topology.first_attention())
@@ -74,12 +76,10 @@ class Denoiser:
             flow.up(up[cache.cut.up :], joined=True)
         return self._finish(flow.hidden)
 
-    def with_gradient(
-        self, inputs: UNetInputs, chunk: Chunk, stop: int, whole: bool
-    ) -> Tensor | None:
-        """As a call without cache, with a graph recorded up to and including up unit ``stop``.
+    def tapped(self, inputs: UNetInputs, chunk: Chunk, stop: int, whole: bool) -> Tensor | None:
+        """As a call without cache, up to and including up unit ``stop``.
 
-        ``whole`` False stops there; True goes on without a graph and returns the predictions.
+        ``whole`` False ends there; True goes on without a graph and returns the predictions.
         """
         up = self.topology.up
         flow = self._begin(inputs, chunk, len(self.topology.down))
@@ -102,7 +102,7 @@ class Denoiser:
             embedding = inputs.time_embedding(self.unet)
         else:
             self.state.rows = chunk.rows
-            embedding = inputs.spread(chunk.spread).time_embedding(self.unet)
+            embedding = inputs.of_chunk(chunk).time_embedding(self.unet)
         flow = _Flow(self.state, inputs, chunk, chunk.rows, inputs.sample, embedding)
         if prefix:
             flow.rows = chunk.base_rows(inputs.text)

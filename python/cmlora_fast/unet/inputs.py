@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
+
+from .rows import Chunk
 
 __all__ = ["UNetInputs", "read_call"]
 
@@ -21,6 +22,7 @@ class UNetInputs:
     """Arguments of ``UNet2DConditionModel.forward``, each (batch, ...) unless it broadcasts.
 
     ``text`` is what attention reads: the embeddings after the UNet's own projection of them.
+    ``pooled`` (rows of the step, D), where prompts differ by row, replaces the call's.
     ``scale`` is the ``scale`` of ``cross_attention_kwargs``, ``attention_kwargs`` the rest.
     """
 
@@ -39,16 +41,20 @@ class UNetInputs:
     odd_size: bool
     opaque: str | None
     arguments: dict[str, Any]
+    pooled: Tensor | None = None
 
     @property
     def batch(self) -> int:
         return self.sample.shape[0]
 
-    def with_text(self, text: Tensor | tuple) -> UNetInputs:
-        return replace(self, text=text)
+    def with_text(self, text: Tensor | tuple, pooled: Tensor | None = None) -> UNetInputs:
+        return replace(self, text=text, pooled=pooled)
 
-    def spread(self, change: Callable[[Any], Any]) -> UNetInputs:
-        """The same call for other rows: ``change`` maps every per-sample tensor."""
+    def of_chunk(self, chunk: Chunk) -> UNetInputs:
+        """What the time embedding is made of, per row of ``chunk``."""
+        change, added = chunk.spread, chunk.spread(self.added)
+        if self.pooled is not None:
+            added = {**added, "text_embeds": chunk.own(self.pooled)}
         return replace(
             self,
             sample=change(self.sample),
@@ -56,7 +62,7 @@ class UNetInputs:
             raw_text=change(self.raw_text),
             class_labels=change(self.class_labels),
             timestep_cond=change(self.timestep_cond),
-            added=change(self.added),
+            added=added,
         )
 
     def time_embedding(self, unet: nn.Module) -> Tensor:

@@ -96,6 +96,11 @@ class StepRows:
     def count(self) -> int:
         return len(self.groups) * self.batch
 
+    def spans(self, max_rows: int | None) -> list[tuple[int, int]]:
+        """Stretches (start, stop) of at most ``max_rows`` rows that cover all of them."""
+        size = self.count if max_rows is None else min(max_rows, self.count)
+        return [(i, min(i + size, self.count)) for i in range(0, self.count, size)]
+
     def subset(self, row: int) -> int:
         return self.groups[row // self.batch]
 
@@ -123,7 +128,7 @@ class Chunk:
         self.count, self.total, self.groups = stop - start, step.count, len(step.groups)
         self.whole = self.count == self.total
         self._samples = selection([row % step.batch for row in range(start, stop)], device)
-        mine = take_rows(text, slice(start, stop), step.count) if own_text else self.spread(text)
+        mine = self.own(text) if own_text else self.spread(text)
         self.rows = self._rows(range(start, stop), mine)
         self.deep_rows = [row for row in step.deep if start <= row < stop]
         self.deep = self.rows
@@ -150,6 +155,10 @@ class Chunk:
         if self.whole:
             return expand_rows(value, self.groups, self.step.batch)
         return take_rows(value, self._samples, self.step.batch)
+
+    def own(self, value):
+        """Tensors of every row of the step -> those of this chunk's rows."""
+        return take_rows(value, slice(self.start, self.stop), self.step.count)
 
     def take_deep(self, value):
         """Tensors (count, ...) -> (deep rows, ...); a first dimension of 1 broadcasts and stays."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -29,24 +31,31 @@ class AttentionTap:
         self._heads = 0
 
     def attach(self, unet: nn.Module) -> None:
-        """Put the tap into every cross-attention layer of ``unet``."""
-        for module in unet.modules():
+        """Put the tap into the cross-attention layers of ``unet``.
+
+        Where the stage is the innermost (SDXL), the way up is left out: its layers are as many as
+        the others and would double a pass that ends behind the tap (clora spec §5).
+        """
+        parts = [*unet.down_blocks, unet.mid_block]
+        if not innermost(unet):
+            parts += unet.up_blocks
+        for module in (m for part in parts if part is not None for m in part.modules()):
             if isinstance(module, Attention) and module.is_cross_attention:
                 self._patches.set(module, "processor", _TapProcessor(module.processor, self))
 
     def detach(self) -> None:
         """Give every layer its own processor back."""
-        self.close()
         self._patches.restore()
 
-    def open(self, height: int, width: int, columns: Tensor) -> None:
-        """Listen to the layers that see ``height`` * ``width`` queries; ``columns`` (K,) tokens."""
-        self._tokens, self._columns = height * width, columns
+    @contextmanager
+    def listening(self, size: tuple[int, int], columns: Tensor) -> Iterator[None]:
+        """Sum the maps of a forward from layers of this stage; ``columns`` (K,) tokens."""
+        self._tokens, self._columns = size[0] * size[1], columns
         self._total, self._heads = None, 0
-
-    def close(self) -> None:
-        """Listen no longer."""
-        self._tokens, self._columns, self._total = 0, None, None
+        try:
+            yield
+        finally:
+            self._tokens, self._columns, self._total = 0, None, None
 
     def hears(self, queries: int) -> bool:
         return queries == self._tokens
@@ -109,6 +118,11 @@ class _TapProcessor:
 def _heads(x: Tensor, heads: int) -> Tensor:
     """(rows, tokens, heads * d) -> (rows, heads, tokens, d)."""
     return x.unflatten(-1, (heads, -1)).transpose(1, 2)
+
+
+def innermost(unet: nn.Module) -> bool:
+    """Whether the tapped stage is that of the middle block."""
+    return sum(block.downsamplers is not None for block in unet.down_blocks) == TAP_LEVEL
 
 
 def stage_size(latents: torch.Size) -> tuple[int, int]:

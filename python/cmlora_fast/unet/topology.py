@@ -88,9 +88,12 @@ class Topology:
         return kinds.index("attention") if "attention" in kinds else len(kinds)
 
     def last_unit_at(self, level: int) -> int:
-        """The last up unit with attention at the size of the latents / 2**level; -1 for none."""
+        """The last up unit with attention at the size of the latents / 2**level; -1 for none.
+
+        None, too, where that is the size of the middle block (SDXL): it ends there.
+        """
         below = sum(".downsamplers." in atom.name for atom in self.down)
-        last = -1
+        last, level = -1, None if below == level else level
         for i, unit in enumerate(self.up):
             if unit.attention is not None and below == level:
                 last = i
