@@ -17,6 +17,7 @@ from cmlora_fast.cli.method_list import cached, parse_methods
 ARGUMENTS = ["--compose", "3", "--combinations", "2", "--seeds", "2", "--steps", "3"]
 METHODS = ["no_lora", "merge", "cmlora(cache_interval=2,decay=frozen)"]
 RUN = ["eval", *ARGUMENTS, "--methods", ",".join(METHODS)]
+JUDGE = ["--judge-url", "http://127.0.0.1:9/v1", "--judge-model", "vlm"]  # nobody listens there
 COUNT = 2 * 2 * len(METHODS)
 
 
@@ -103,6 +104,13 @@ def test_a_killed_run_resumes_to_the_same(cmlora, whole, tmp_path):
         (["--combinations", "x"], "combinations: expected all, a number"),
         (["--testbed", "nowhere"], "testbed: expected 'embedded' or a folder; got 'nowhere'"),
         (["--scorers", "taste"], "--scorers: expected some of"),
+        (["--scorers", "dino", "--dino-model", "a/b/c"], "scorer dino: model a/b/c: no"),
+        (["--judge-url", "ftp://x"], "--judge-url: expected http"),
+        (["--judge-url", "http://127.0.0.1:9/v1"], "--judge-model: expected"),
+        ([*JUDGE, "--judge-rubric", "x"], "--judge-rubric: expected one of two, four"),
+        ([*JUDGE, "--judge-prices", "x"], "--judge-prices: expected two numbers"),
+        ([*JUDGE, "--methods", "merge"], "expected at least two methods"),
+        (JUDGE, "judge http://127.0.0.1:9/v1: cannot be reached"),
         (["--scheduler", "best"], "--scheduler: expected one of"),
         (["--width", "30"], "--width: expected a multiple of 8"),
     ],

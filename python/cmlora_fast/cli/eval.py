@@ -78,8 +78,28 @@ def evaluate(
     backend: Annotated[str, _painting("auto, cpu, cuda, triton or torch.")] = "auto",
     max_rows: Annotated[int | None, _painting("Most samples per UNet batch.", min=1)] = None,
     scorers: Annotated[
-        str | None, _scoring("Of embedded; left out: embedded for the embedded testbed.")
+        str | None,
+        _scoring(
+            "Of embedded, clip, dino, reward, fidelity (PSNR and SSIM against the uncached image) "
+            "and lpips. Left out: embedded, on the embedded testbed."
+        ),
     ] = None,
+    clip_model: Annotated[str, _scoring("Folder or hub id.")] = "openai/clip-vit-base-patch16",
+    dino_model: Annotated[str, _scoring("Folder or hub id.")] = "facebook/dino-vits16",
+    reward_model: Annotated[str, _scoring("File or name.")] = "ImageReward-v1.0",
+    judge_url: Annotated[
+        str | None,
+        _scoring(
+            "OpenAI-compatible endpoint of a vision language model, e.g. http://localhost:8000/v1: "
+            "compares the first method with each other one, in both orders."
+        ),
+    ] = None,
+    judge_model: Annotated[str | None, _scoring("Its name there.")] = None,
+    judge_rubric: Annotated[str, _scoring("two (composition, quality) or four axes.")] = "two",
+    judge_prices: Annotated[str, _scoring("Of a million tokens of question and answer.")] = "0,0",
+    judge_key_env: Annotated[
+        str, _scoring("Environment variable that holds the key.")
+    ] = "OPENAI_API_KEY",
     tie: Annotated[float, _scoring("Scores no further apart are tied.", min=0)] = 0.0,
     by_combination: Annotated[
         bool,
@@ -112,8 +132,11 @@ def evaluate(
     if as_json:
         print_json(report)
         return
-    from cmlora_fast.eval.report import comparison_table, method_table
+    from cmlora_fast.eval.report import comparison_table, judge_note, method_table
 
     print_table("methods", *method_table(results))
     print_table("pairs on equal seeds", *comparison_table(results))
+    if "judge" in results:
+        print_table("judge", *comparison_table(results["judge"]))
+        print(f"judge: {judge_note(results['judge'])}")
     print(out / "report.md")

@@ -9,6 +9,7 @@ from typing import Any
 
 from cmlora_fast import eval as lab
 from cmlora_fast.eval import report as reports
+from cmlora_fast.eval.judge import judge_all
 from cmlora_fast.eval.presets import PRESETS, Preset
 
 from .errors import CliError
@@ -24,7 +25,7 @@ from .pipelines import (
     set_scheduler,
 )
 from .progress import progress
-from .scorer_list import make_scorers
+from .scorer_list import make_judge, make_scorers
 
 __all__ = ["run", "write"]
 
@@ -49,6 +50,7 @@ def run(arguments: dict[str, Any]) -> dict[str, Any]:
     specs = [LoraSpec(name, testbed.paths[name], 1.0) for name in entries]
     files = [check_lora(spec.path) for spec in specs]
     scorers = make_scorers(a)
+    judge = make_judge(a, len(candidates))
     pipe, generation = _pipeline(a, testbed)
     add_loras(pipe, specs, files)
     wants = frozenset().union(*(scorer.wants for scorer in scorers))
@@ -68,6 +70,12 @@ def run(arguments: dict[str, Any]) -> dict[str, Any]:
             tie=a["tie"],
             **options,
         )
+    if judge is not None:
+        others = sum(sample.candidate != candidates[0].label for sample in samples)
+        with progress(others, "judging") as advance:
+            results["judge"] = judge_all(
+                judge, samples, lab.ImageStore(folder), advance, tie=a["tie"]
+            )
     return {
         **results,
         "generation": asdict(generation),

@@ -10,7 +10,7 @@ from typing import Any
 from .samples import Sample
 from .store import ImageStore
 
-__all__ = ["markdown", "rows", "write_csv"]
+__all__ = ["comparison_table", "judge_note", "markdown", "method_table", "rows", "write_csv"]
 
 PLACES = 3
 
@@ -82,6 +82,15 @@ def recall_table(results: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
     ]
 
 
+def judge_note(judge: dict[str, Any]) -> str:
+    """One line: who judged, how often the order of the images decided, and the price."""
+    tokens = judge["tokens"]
+    return (
+        f"{judge['identity']}, winner changed with the order in {judge['flips']:.0%} of the pairs, "
+        f"{tokens['question']} + {tokens['answer']} tokens, cost {judge['cost']:.4f}"
+    )
+
+
 def markdown(title: str, facts: dict[str, Any], results: dict[str, Any]) -> str:
     """A report that stands alone: what was run, the tables, how to read them."""
     lines = [f"# {title}", ""]
@@ -93,6 +102,9 @@ def markdown(title: str, facts: dict[str, Any], results: dict[str, Any]) -> str:
     if results["comparisons"]:
         lines += ["", "## Pairs, on equal combinations and seeds", ""]
         lines += _pipes(*comparison_table(results))
+    if "judge" in results:
+        lines += ["", f"## Judge: {judge_note(results['judge'])}", ""]
+        lines += _pipes(*comparison_table(results["judge"]))
     lines += [
         "",
         "In brackets: 95 % bootstrap intervals. An interval that holds 0 decides nothing.",

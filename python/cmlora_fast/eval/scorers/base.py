@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib import import_module
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -11,7 +12,7 @@ from PIL import Image
 
 from ..lora_info import LoraEntry
 
-__all__ = ["PRESENT", "Scene", "Scorer", "open_image", "require"]
+__all__ = ["PRESENT", "Scene", "Scorer", "load_pretrained", "open_image", "require"]
 
 PRESENT = 0.5  # a concept of higher probability counts as shown
 
@@ -60,14 +61,23 @@ def open_image(path: Path) -> Image.Image:
         return image.convert("RGB")
 
 
-def require(module: str, scorer: str) -> Any:
-    """Import what the extra brings, or say how to get it."""
-    from importlib import import_module
-
+def require(module: str, scorer: str, how: str = 'pip install "cmlora-fast[eval]"') -> Any:
+    """Import what an optional package brings, or say how to get it."""
     try:
         return import_module(module)
-    except ImportError as error:
+    except Exception as error:  # a package that is too old fails with anything
         raise ValueError(
-            f"scorer {scorer}: needs {module}, which is not installed or does not load ({error}); "
-            'pip install "cmlora-fast[eval]"'
+            f"scorer {scorer}: needs {module}, which is missing or does not load ({error}): {how}"
+        ) from error
+
+
+def load_pretrained(cls: str, place: str, scorer: str) -> Any:
+    """``cls.from_pretrained(place)`` of transformers, or one clear error."""
+    import transformers
+
+    try:
+        return getattr(transformers, cls).from_pretrained(place)
+    except Exception as error:
+        raise ValueError(
+            f"scorer {scorer}: model {place}: no {cls} can be loaded from there: {error}"
         ) from error
