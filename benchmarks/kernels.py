@@ -74,7 +74,29 @@ def combine_cases(dtype):
         )
 
 
+def attention_cases(dtype):
+    for rows, queries, keys, heads, D in (
+        (10, 1024, 1024, 8, 20),
+        (2, 1024, 1024, 8, 20),
+        (10, 1024, 77, 8, 20),
+        (2, 4096, 4096, 8, 40),
+        (2, 1024, 1024, 8, 80),
+        (10, 64, 64, 8, 80),
+        (2, 4096, 4096, 10, 64),
+        (2, 4096, 77, 10, 64),
+    ):
+        tokens = [torch.randn(rows, n, heads * D).to(dtype) for n in (queries, keys, keys)]
+        yield f"{rows} x {queries} x {keys}, {heads} heads of {D}", (*tokens, heads)
+
+
+def geglu_cases(dtype):
+    for tokens, N in ((2048, 640), (10240, 640), (8192, 1280), (2048, 2560), (512, 5120)):
+        yield f"{tokens} x {N}", (torch.randn(tokens, 2 * N).to(dtype),)
+
+
 CASES = {
+    "attention": attention_cases,
+    "geglu": geglu_cases,
     "lora_delta_": lora_delta_cases,
     "lora_fold": lora_fold_cases,
     "radial_amplitude": radial_amplitude_cases,

@@ -17,5 +17,6 @@ T* at(uintptr_t address) {
 void bind_lora(nanobind::module_& m);
 void bind_latents(nanobind::module_& m);
 void bind_runtime(nanobind::module_& m);
+void bind_transformer(nanobind::module_& m);
 
 }  // namespace cmlora

@@ -6,4 +6,5 @@ NB_MODULE(_C, m) {
   cmlora::bind_lora(m);
   cmlora::bind_latents(m);
   cmlora::bind_runtime(m);
+  cmlora::bind_transformer(m);
 }

@@ -1,6 +1,8 @@
 #pragma once
 
+#include "cpu/attention_kernels.h"
 #include "cpu/combine_kernels.h"
+#include "cpu/geglu_kernels.h"
 #include "cpu/lora_kernels.h"
 #include "cpu/spectrum_kernels.h"
 
@@ -16,11 +18,15 @@ constexpr Kernels kernel_table() {
       Simd::kName,
       Simd::kWidth,
       Simd::kTile,
+      attention_queries<Simd>(),
       delta_scratch<Simd>,
+      attention_scratch<Simd>,
       {pack_shrink<Simd, F>, pack_shrink<Simd, B>, pack_shrink<Simd, H>},
       {pack_expand<Simd, F>, pack_expand<Simd, B>, pack_expand<Simd, H>},
       {lora_delta<Simd, F>, lora_delta<Simd, B>, lora_delta<Simd, H>},
       {lora_fold<Simd, F>, lora_fold<Simd, B>, lora_fold<Simd, H>},
+      {attention<Simd, F>, attention<Simd, B>, attention<Simd, H>},
+      {geglu<Simd, F>, geglu<Simd, B>, geglu<Simd, H>},
       {combine<Simd, F>, combine<Simd, B>, combine<Simd, H>},
       {radial_amplitude<Simd, F>, radial_amplitude<Simd, B>, radial_amplitude<Simd, H>},
   };

@@ -58,6 +58,31 @@ struct CombineRun {
   float guidance_scale;
 };
 
+// Queries of one row and head: out = softmax(scale · q kᵀ) v, the scale for exponentials of base 2.
+struct AttentionBlock {
+  const void* q;
+  const void* k;
+  const void* v;
+  void* out;
+  int64_t q_stride;
+  int64_t k_stride;
+  int64_t v_stride;
+  int64_t out_stride;
+  int64_t queries;  // attention_queries at most
+  int64_t keys;
+  int64_t D;
+  float scale;
+  float* scratch;  // attention_scratch(D) floats
+};
+
+// count contiguous elements of out = x · gelu(gate).
+struct GegluRun {
+  void* out;
+  const void* x;
+  const void* gate;
+  int64_t count;
+};
+
 struct SpectrumPlan;
 
 // One image: latents [C, H, W] to a profile of plan.bins values and the mean of its high band.
@@ -79,11 +104,15 @@ struct Kernels {
   const char* name;
   int64_t width;
   int64_t tile;  // tokens that one register tile holds
+  int64_t attention_queries;
   int64_t (*delta_scratch)(int64_t padded_rank);
+  int64_t (*attention_scratch)(int64_t D);
   void (*pack_shrink[kDTypes])(const Matrix& a, int64_t rank, int64_t K, float* out);
   void (*pack_expand[kDTypes])(const Matrix& m, int64_t rank, int64_t columns, float* out);
   void (*lora_delta[kDTypes])(const DeltaBlock& block);
   void (*lora_fold[kDTypes])(const FoldBlock& block);
+  void (*attention[kDTypes])(const AttentionBlock& block);
+  void (*geglu[kDTypes])(const GegluRun& run);
   void (*combine[kDTypes])(const CombineRun& run);
   void (*radial_amplitude[kDTypes])(const SpectrumImage& image);
 };

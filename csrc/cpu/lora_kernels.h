@@ -1,17 +1,10 @@
 #pragma once
 
 #include "cpu/kernels.h"
+#include "cpu/unroll.h"
 
 // Register tiles of lora_delta_ and lora_fold, for any Simd and element type. Every sum runs in the
 // same order whatever the tile, so a result depends neither on its neighbours nor on the threads.
-
-#if defined(__clang__)
-#define CMLORA_UNROLL _Pragma("unroll")
-#elif defined(__GNUC__)
-#define CMLORA_UNROLL _Pragma("GCC unroll 16")
-#else
-#define CMLORA_UNROLL
-#endif
 
 namespace cmlora::cpu {
 

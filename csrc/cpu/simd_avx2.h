@@ -50,7 +50,20 @@ struct Avx2Simd {
 
   static Reg add(Reg p, Reg q) { return _mm256_add_ps(p, q); }
   static Reg sub(Reg p, Reg q) { return _mm256_sub_ps(p, q); }
+  static Reg mul(Reg p, Reg q) { return _mm256_mul_ps(p, q); }
+  static Reg div(Reg p, Reg q) { return _mm256_div_ps(p, q); }
+  static Reg max(Reg p, Reg q) { return _mm256_max_ps(p, q); }  // q where either is NaN
   static Reg fma(Reg p, Reg q, Reg sum) { return _mm256_fmadd_ps(p, q, sum); }
+
+  static Reg round(Reg value) {
+    return _mm256_round_ps(value, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+  }
+
+  // value · 2^whole, for a whole number of -126 to 127.
+  static Reg times_exp2(Reg value, Reg whole) {
+    const __m256i biased = _mm256_add_epi32(_mm256_cvtps_epi32(whole), _mm256_set1_epi32(127));
+    return _mm256_mul_ps(value, _mm256_castsi256_ps(_mm256_slli_epi32(biased, 23)));
+  }
 };
 
 }  // namespace cmlora::cpu

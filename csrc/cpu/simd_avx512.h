@@ -48,7 +48,17 @@ struct Avx512Simd {
 
   static Reg add(Reg p, Reg q) { return _mm512_add_ps(p, q); }
   static Reg sub(Reg p, Reg q) { return _mm512_sub_ps(p, q); }
+  static Reg mul(Reg p, Reg q) { return _mm512_mul_ps(p, q); }
+  static Reg div(Reg p, Reg q) { return _mm512_div_ps(p, q); }
+  static Reg max(Reg p, Reg q) { return _mm512_max_ps(p, q); }  // q where either is NaN
   static Reg fma(Reg p, Reg q, Reg sum) { return _mm512_fmadd_ps(p, q, sum); }
+
+  static Reg round(Reg value) {
+    return _mm512_roundscale_ps(value, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+  }
+
+  // value · 2^whole, for a whole number of -126 to 127.
+  static Reg times_exp2(Reg value, Reg whole) { return _mm512_scalef_ps(value, whole); }
 };
 
 }  // namespace cmlora::cpu

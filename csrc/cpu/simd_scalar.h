@@ -38,9 +38,43 @@ struct ScalarSimd {
     return p;
   }
 
+  static Reg mul(Reg p, Reg q) {
+    for (int64_t i = 0; i < kWidth; ++i) p.lane[i] *= q.lane[i];
+    return p;
+  }
+
+  static Reg div(Reg p, Reg q) {
+    for (int64_t i = 0; i < kWidth; ++i) p.lane[i] /= q.lane[i];
+    return p;
+  }
+
+  // q where either is NaN
+  static Reg max(Reg p, Reg q) {
+    for (int64_t i = 0; i < kWidth; ++i) q.lane[i] = p.lane[i] > q.lane[i] ? p.lane[i] : q.lane[i];
+    return q;
+  }
+
   static Reg fma(Reg p, Reg q, Reg sum) {
     for (int64_t i = 0; i < kWidth; ++i) sum.lane[i] += p.lane[i] * q.lane[i];
     return sum;
+  }
+
+  // 3 · 2^22: a float of this size has no bits for a fraction.
+  static constexpr float kShift = 12582912.0f;
+
+  // To nearest, of values within ±2^22.
+  static Reg round(Reg value) {
+    for (int64_t i = 0; i < kWidth; ++i) value.lane[i] = (value.lane[i] + kShift) - kShift;
+    return value;
+  }
+
+  // value · 2^whole, for a whole number of -126 to 127.
+  static Reg times_exp2(Reg value, Reg whole) {
+    for (int64_t i = 0; i < kWidth; ++i) {
+      const uint32_t biased = float_bits(whole.lane[i] + kShift) - float_bits(kShift) + 127;
+      value.lane[i] *= bits_float(biased << 23);
+    }
+    return value;
   }
 };
 

@@ -1,21 +1,25 @@
 """Public ops. In-place ops (trailing underscore) write into a tensor their caller owns."""
 
+from .attention import attention
 from .attention_masks import attention_masks
 from .backends import force
 from .cache_refresh import cache_refresh_
 from .combine import combine_
 from .contrastive_loss import contrastive_loss
+from .geglu import geglu
 from .lora_delta import lora_delta, lora_delta_
 from .lora_fold import lora_fold
 from .mask_fuse import mask_fuse_
 from .radial_amplitude import radial_amplitude
 
 __all__ = [
+    "attention",
     "attention_masks",
     "cache_refresh_",
     "combine_",
     "contrastive_loss",
     "force",
+    "geglu",
     "lora_delta",
     "lora_delta_",
     "lora_fold",

@@ -10,9 +10,20 @@ import itertools
 import math
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from .clora_reference import attention_masks, contrastive_loss, mask_fuse_  # noqa: F401
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor, heads: int, scale: float | None = None) -> Tensor:
+    split = [tokens.unflatten(-1, (heads, -1)).transpose(1, 2) for tokens in (q, k, v)]
+    return F.scaled_dot_product_attention(*split, scale=scale).transpose(1, 2).flatten(2)
+
+
+def geglu(x: Tensor) -> Tensor:
+    value, gate = x.to(_accumulator(x.dtype)).chunk(2, dim=-1)
+    return (value * F.gelu(gate)).to(x.dtype)
 
 
 def lora_delta_(

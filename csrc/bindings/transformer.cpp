@@ -1,0 +1,52 @@
+#include <nanobind/stl/array.h>
+
+#include "bindings/bind.h"
+#include "ops/attention.h"
+#include "ops/geglu.h"
+
+namespace nb = nanobind;
+
+namespace cmlora {
+
+namespace {
+
+void bind_attention(nb::module_& m) {
+  using Strides = std::array<int64_t, 2>;  // of rows and tokens
+  m.def("attention", [](uintptr_t out, uintptr_t q, const Strides& q_strides, uintptr_t k,
+                        const Strides& k_strides, uintptr_t v, const Strides& v_strides,
+                        const std::array<int64_t, 5>& sizes, float scale, int dtype, int isa) {
+    const auto input = [](uintptr_t address, const Strides& strides) {
+      return AttentionInput{at<void>(address), strides[0], strides[1]};
+    };
+    const Attention op{at<void>(out),
+                       input(q, q_strides),
+                       input(k, k_strides),
+                       input(v, v_strides),
+                       sizes[0],
+                       sizes[1],
+                       sizes[2],
+                       sizes[3],
+                       sizes[4],
+                       scale,
+                       DType(dtype)};
+    nb::gil_scoped_release release;
+    cpu::attention(op, isa);
+  });
+}
+
+void bind_geglu(nb::module_& m) {
+  m.def("geglu", [](uintptr_t out, uintptr_t x, int64_t tokens, int64_t N, int dtype, int isa) {
+    const Geglu op{at<void>(out), at<void>(x), tokens, N, DType(dtype)};
+    nb::gil_scoped_release release;
+    cpu::geglu(op, isa);
+  });
+}
+
+}  // namespace
+
+void bind_transformer(nb::module_& m) {
+  bind_attention(m);
+  bind_geglu(m);
+}
+
+}  // namespace cmlora

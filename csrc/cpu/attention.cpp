@@ -1,0 +1,45 @@
+#include "ops/attention.h"
+
+#include "common/parallel.h"
+#include "common/scratch.h"
+#include "cpu/kernels.h"
+
+namespace cmlora::cpu {
+
+namespace {
+
+const char* at(const AttentionInput& input, int64_t row, int64_t token, int64_t first,
+               int64_t size) {
+  const char* data = static_cast<const char*>(input.data);
+  return data + (row * input.row_stride + token * input.token_stride + first) * size;
+}
+
+}  // namespace
+
+void attention(const Attention& op, int isa) {
+  const Kernels& kernels = kernels_of(isa);
+  const int64_t blocks = (op.queries + kernels.attention_queries - 1) / kernels.attention_queries;
+  const int64_t size = element_size(op.dtype);
+  const int64_t width = op.heads * op.D;
+  const int64_t unit = 2 * op.D * op.keys * kernels.attention_queries / kernels.width;
+  const float scale = op.scale * 1.44269504f;  // the kernel's exponentials have base 2
+  parallel_for(op.rows * op.heads * blocks, grain_for(unit), [&](int64_t begin, int64_t end) {
+    static thread_local Scratch<float> scratch;
+    float* memory = scratch.get(kernels.attention_scratch(op.D));
+    for (int64_t i = begin; i < end; ++i) {
+      const int64_t row = i / blocks / op.heads, head = i / blocks % op.heads;
+      const int64_t first = i % blocks * kernels.attention_queries;
+      const int64_t left = op.queries - first;
+      const int64_t queries = left < kernels.attention_queries ? left : kernels.attention_queries;
+      char* out =
+          static_cast<char*>(op.out) + ((row * op.queries + first) * width + head * op.D) * size;
+      kernels.attention[int(op.dtype)](
+          {at(op.q, row, first, head * op.D, size), at(op.k, row, 0, head * op.D, size),
+           at(op.v, row, 0, head * op.D, size), out, op.q.token_stride, op.k.token_stride,
+           op.v.token_stride, width, queries, op.keys, op.D, scale, memory});
+    }
+    scratch.trim();
+  });
+}
+
+}  // namespace cmlora::cpu

@@ -1,0 +1,34 @@
+#pragma once
+
+#include <cstdint>
+
+#include "common/dtype.h"
+
+namespace cmlora {
+
+// out[r, i] = Σ_j softmax_j(scale · q[r, i] · k[r, j]) v[r, j], for every head by itself.
+struct AttentionInput {
+  const void* data;  // [rows, tokens, heads * D], last dimension contiguous
+  int64_t row_stride;
+  int64_t token_stride;
+};
+
+struct Attention {
+  void* out;  // [rows, queries, heads * D], contiguous
+  AttentionInput q;
+  AttentionInput k;
+  AttentionInput v;
+  int64_t rows;
+  int64_t queries;
+  int64_t keys;
+  int64_t heads;
+  int64_t D;
+  float scale;
+  DType dtype;
+};
+
+namespace cpu {
+void attention(const Attention& op, int isa);
+}
+
+}  // namespace cmlora

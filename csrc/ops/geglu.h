@@ -1,0 +1,22 @@
+#pragma once
+
+#include <cstdint>
+
+#include "common/dtype.h"
+
+namespace cmlora {
+
+// out[i] = x[i, :N] · gelu(x[i, N:]), with gelu(g) = g Φ(g).
+struct Geglu {
+  void* out;      // [tokens, N], contiguous
+  const void* x;  // [tokens, 2N], contiguous
+  int64_t tokens;
+  int64_t N;
+  DType dtype;
+};
+
+namespace cpu {
+void geglu(const Geglu& op, int isa);
+}
+
+}  // namespace cmlora
