@@ -99,7 +99,7 @@ def test_a_killed_run_resumes_to_the_same(cmlora, whole, tmp_path):
         (["--methods", "cmlora(decay=slow)"], "CMLoRA.decay"),
         (["--methods", "merge,merge"], "is there twice"),
         (["--methods", "merge("], r"expected name or name\(key=value"),
-        (["--interval", "2.5"], "--intervals: expected integers"),
+        (["--interval", "2.5"], "--interval: expected integers"),
         (["--compose", "7"], "--compose: expected 1 to 5"),
         (["--combinations", "x"], "combinations: expected all, a number"),
         (["--testbed", "nowhere"], "testbed: expected 'embedded' or a folder; got 'nowhere'"),

@@ -13,6 +13,7 @@ from .doctor import doctor
 from .errors import one_line
 from .eval import evaluate
 from .generate import generate
+from .grid import grid
 from .lora_inspect import inspect_lora
 
 __all__ = ["app", "main"]
@@ -74,6 +75,9 @@ app.command(
     epilog="Example: cmlora eval --testbed embedded --compose 3 --seeds 8 "
     "--methods merge,switch,composite,cmlora",
 )(evaluate)
+app.command(
+    epilog="Example: cmlora grid --lora character_1 --lora style_1 --weight 0.8,1 --interval 1,3"
+)(grid)
 app.command(epilog="Example: cmlora doctor --json")(doctor)
 lora.command(
     "inspect", epilog="Example: cmlora lora inspect character.safetensors --model path/to/model"

@@ -7,22 +7,36 @@ from typing import Annotated, Any
 
 import typer
 
-from .errors import CliError
 from .images import make_folder
+from .painting_options import (
+    AsJson,
+    Backend,
+    ClipSkip,
+    Device,
+    Dtype,
+    Eta,
+    GuidanceRescale,
+    GuidanceScale,
+    LoraScale,
+    MaxRows,
+    Pixels,
+    Scheduler,
+    Seed,
+    Steps,
+    Weights,
+    check_size,
+    painting,
+)
 
 __all__ = ["evaluate"]
 
 
 def _option(help: str, *names: str, **limits: Any) -> Any:
-    return typer.Option(*names, help=help, rich_help_panel=limits.pop("panel", None), **limits)
-
-
-def _painting(help: str, *names: str, **limits: Any) -> Any:
-    return _option(help, *names, panel="Painting (left out: the testbed's own)", **limits)
+    return typer.Option(*names, help=help, **limits)
 
 
 def _scoring(help: str, *names: str, **limits: Any) -> Any:
-    return _option(help, *names, panel="Scoring", **limits)
+    return _option(help, *names, rich_help_panel="Scoring", **limits)
 
 
 def evaluate(
@@ -39,7 +53,7 @@ def evaluate(
         ),
     ] = None,
     seeds: Annotated[int, _option("Seeds per combination and method.", min=1)] = 1,
-    seed: Annotated[int, _option("The first seed.", min=0)] = 0,
+    seed: Seed = 0,
     methods: Annotated[
         str,
         _option(
@@ -53,30 +67,24 @@ def evaluate(
     out: Annotated[Path, _option("Folder of the run; an unfinished run there goes on.")] = Path(
         "out/eval"
     ),
-    model: Annotated[
-        str | None, _painting("Another checkpoint: directory, file or hub id.")
-    ] = None,
-    vae: Annotated[str | None, _painting("Another VAE: directory or hub id.")] = None,
-    prompt: Annotated[str | None, _painting("What every prompt starts with.")] = None,
-    negative: Annotated[str | None, _painting("What to avoid.")] = None,
-    steps: Annotated[
-        int | None, _painting("Denoising steps.", "--steps", "--denoise-steps", min=1)
-    ] = None,
-    guidance_scale: Annotated[
-        float | None, _painting("Guidance.", "--guidance-scale", "--cfg-scale")
-    ] = None,
-    height: Annotated[int | None, _painting("Pixels.", min=8)] = None,
-    width: Annotated[int | None, _painting("Pixels.", min=8)] = None,
-    scheduler: Annotated[str | None, _painting("As in cmlora generate.")] = None,
-    lora_scale: Annotated[float | None, _painting("Multiplies every LoRA.")] = None,
-    guidance_rescale: Annotated[float, _painting("Of the guided prediction.", min=0)] = 0.0,
-    clip_skip: Annotated[int | None, _painting("Last text layers to leave out.", min=1)] = None,
-    eta: Annotated[float, _painting("Of DDIM.", min=0)] = 0.0,
-    dtype: Annotated[str, _painting("auto, float32, float16 or bfloat16.")] = "auto",
-    device: Annotated[str, _painting("auto, cpu, cuda or cuda:N.")] = "auto",
-    weights: Annotated[str, _painting("auto, fold or delta.")] = "auto",
-    backend: Annotated[str, _painting("auto, cpu, cuda, triton or torch.")] = "auto",
-    max_rows: Annotated[int | None, _painting("Most samples per UNet batch.", min=1)] = None,
+    model: Annotated[str | None, painting("Another checkpoint: directory, file or hub id.")] = None,
+    vae: Annotated[str | None, painting("Another VAE: directory or hub id.")] = None,
+    prompt: Annotated[str | None, painting("What every prompt starts with.")] = None,
+    negative: Annotated[str | None, painting("What to avoid.")] = None,
+    steps: Steps = None,
+    guidance_scale: GuidanceScale = None,
+    height: Pixels = None,
+    width: Pixels = None,
+    scheduler: Scheduler = None,
+    lora_scale: LoraScale = None,
+    guidance_rescale: GuidanceRescale = 0.0,
+    clip_skip: ClipSkip = None,
+    eta: Eta = 0.0,
+    dtype: Dtype = "auto",
+    device: Device = "auto",
+    weights: Weights = "auto",
+    backend: Backend = "auto",
+    max_rows: MaxRows = None,
     scorers: Annotated[
         str | None,
         _scoring(
@@ -105,7 +113,7 @@ def evaluate(
         bool,
         _scoring("Resample whole combinations for the intervals.", "--by-combination"),
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Compare methods on a testbed: scores with intervals, wins and losses, seconds.
 
@@ -116,9 +124,7 @@ def evaluate(
     arguments = {name: value for name, value in locals().items() if name != "as_json"}
     for name in ("out", "lora_path", "lora_info_path"):
         arguments[name] = None if arguments[name] is None else str(arguments[name])
-    for name in ("height", "width"):
-        if arguments[name] is not None and arguments[name] % 8:
-            raise CliError(f"--{name}: expected a multiple of 8; got {arguments[name]}")
+    check_size(height, width)
     make_folder(out)
     from .quiet import quiet
     from .report import document, print_json, print_table

@@ -13,26 +13,16 @@ from cmlora_fast.eval.judge import judge_all
 from cmlora_fast.eval.presets import PRESETS, Preset
 
 from .errors import CliError
-from .generate_run import EMBEDDED_GUIDANCE
+from .generation import ENGINE, load_generation, plain_preset
 from .lora_files import LoraSpec, check_lora
 from .method_list import NO_LORA, cached, parse_methods
-from .pipelines import (
-    EMBEDDED,
-    add_loras,
-    check_scheduler,
-    load_pipeline,
-    pick_device,
-    set_scheduler,
-)
+from .pipelines import EMBEDDED, add_loras, check_scheduler
 from .progress import progress
 from .scorer_list import make_judge, make_scorers
 
 __all__ = ["run", "write"]
 
 FEW = "4"  # combinations of the embedded testbed, unless asked: a few minutes
-EMBEDDED_PRESET = Preset(
-    EMBEDDED, None, 20, EMBEDDED_GUIDANCE, None, None, scheduler=None, lora_scale=1.0
-)
 
 
 def run(arguments: dict[str, Any]) -> dict[str, Any]:
@@ -51,14 +41,13 @@ def run(arguments: dict[str, Any]) -> dict[str, Any]:
     files = [check_lora(spec.path) for spec in specs]
     scorers = make_scorers(a)
     judge = make_judge(a, len(candidates))
-    pipe, generation = _pipeline(a, testbed)
+    pipe, generation = load_generation(a, _preset(a), testbed.negative_prompt)
     add_loras(pipe, specs, files)
     wants = frozenset().union(*(scorer.wants for scorer in scorers))
     seeds = range(a["seed"], a["seed"] + a["seeds"])
     samples = lab.make_samples(testbed, combinations, seeds, candidates, generation, wants)
     folder = Path(a["out"])
     jobs = len(lab.jobs_of(samples))
-    options = {key: a[key] for key in ("backend", "weights", "max_rows")}
     with progress(jobs, "images") as advance:
         results = lab.evaluate(
             pipe,
@@ -68,7 +57,7 @@ def run(arguments: dict[str, Any]) -> dict[str, Any]:
             advance,
             by_combination=a["by_combination"],
             tie=a["tie"],
-            **options,
+            **{key: a[key] for key in ENGINE},
         )
     if judge is not None:
         others = sum(sample.candidate != candidates[0].label for sample in samples)
@@ -138,47 +127,7 @@ def _combinations(a: dict[str, Any], testbed: lab.Testbed) -> list[tuple]:
 
 def _preset(a: dict[str, Any]) -> Preset:
     if a["testbed"] == EMBEDDED:
-        return EMBEDDED_PRESET
+        return plain_preset(EMBEDDED)
     if a["style"] in PRESETS:
         return PRESETS[a["style"]]
     raise CliError(f"--image-style: expected one of {', '.join(PRESETS)}; got {a['style']!r}")
-
-
-def _pipeline(a: dict[str, Any], testbed: lab.Testbed) -> tuple[Any, lab.Generation]:
-    preset = _preset(a)
-    given = {
-        k: preset_value if a[k] is None else a[k] for k, preset_value in asdict(preset).items()
-    }
-    if given["model"] == EMBEDDED:
-        from cmlora_fast import testbed as embedded_bed
-
-        weights = embedded_bed.lora_path(embedded_bed.IDS[0]).parents[1] / "pipeline"
-    else:
-        weights = given["model"]
-    dtype = a["dtype"]
-    if dtype == "auto":
-        dtype = "float16" if pick_device(a["device"]).startswith("cuda") else "float32"
-    pipe = load_pipeline(given["model"], dtype, a["device"])
-    if given["vae"]:
-        pipe.vae = _vae(given["vae"], pipe)
-    set_scheduler(pipe, given["scheduler"])
-    generation = lab.Generation(
-        **given,
-        digest=lab.model_digest(weights),
-        negative_prompt=testbed.negative_prompt,
-        dtype=dtype,
-        **{name: a[name] for name in ("guidance_rescale", "clip_skip", "eta")},
-    )
-    return pipe, generation
-
-
-def _vae(place: str, pipe: Any) -> Any:
-    from diffusers import AutoencoderKL
-
-    try:
-        vae = AutoencoderKL.from_pretrained(place, torch_dtype=pipe.vae.dtype)
-    except Exception as error:
-        raise CliError(
-            f"--vae {place}: cannot be loaded: {' '.join(str(error).split())}"
-        ) from error
-    return vae.to(pipe.device)

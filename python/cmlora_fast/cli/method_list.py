@@ -47,7 +47,7 @@ def cached(methods: dict[str, Any], intervals: Sequence[str]) -> dict[str, Any]:
     numbers: list[Any] = []
     for text in intervals:
         if text not in ("nonuniform", "0") and not (text.isdigit() and int(text) >= 1):
-            raise CliError(f"--intervals: expected integers >= 1 or nonuniform; got {text!r}")
+            raise CliError(f"--interval: expected integers >= 1 or nonuniform; got {text!r}")
         # The released scripts write 0 for the non-uniform schedule.
         numbers.append("nonuniform" if text in ("nonuniform", "0") else int(text))
     swept: dict[str, Any] = {}

@@ -20,7 +20,7 @@ PAPER, INK, FAINT = (255, 255, 255), (20, 20, 24), (96, 96, 104)
 
 @dataclass(frozen=True)
 class Tile:
-    """One picture of the sheet: its label above it, its note below it."""
+    """One picture of the sheet: its label above it, its note below it, broken to its width."""
 
     label: str
     image: Image.Image
@@ -37,9 +37,10 @@ def contact_sheet(
     grown = [_grow(tile.image, cell) for tile in tiles]
     wide, high = max(i.width for i in grown), max(i.height for i in grown)
     width = columns * (wide + GAP) + GAP
-    lines = _wrap(title, width - 2 * GAP)
+    lines = _wrap(title, width - 2 * GAP, TITLE)
     top = GAP + _height(TITLE) * len(lines) + GAP // 2
-    row_height = _height(LABEL) + high + _height(NOTE) + GAP
+    notes = [_wrap(tile.note, wide, NOTE) for tile in tiles]
+    row_height = _height(LABEL) + high + _height(NOTE) * max(1, *map(len, notes)) + GAP
     rows = -(-len(tiles) // columns)
     sheet = Image.new("RGB", (width, top + rows * row_height + GAP // 2), PAPER)
     draw = ImageDraw.Draw(sheet)
@@ -51,7 +52,9 @@ def contact_sheet(
         draw.text((x, y), tile.label, INK, font=_fit(tile.label, LABEL, wide))
         sheet.paste(image, (x, y + _height(LABEL)))
         below = y + _height(LABEL) + high + 3
-        draw.text((x, below), tile.note, FAINT, font=_fit(tile.note, NOTE, wide))
+        for number, line in enumerate(notes[index]):
+            place = x, below + number * _height(NOTE)
+            draw.text(place, line, FAINT, font=_fit(line, NOTE, wide))
     return sheet
 
 
@@ -76,8 +79,8 @@ def _height(size: int) -> int:
     return round(size * LINE)
 
 
-def _wrap(text: str, width: int) -> list[str]:
-    average = _font(TITLE).getlength("abcdefghij klmnop") / 17
+def _wrap(text: str, width: int, size: int) -> list[str]:
+    average = _font(size).getlength("abcdefghij klmnop") / 17
     return [
         line
         for paragraph in text.splitlines()

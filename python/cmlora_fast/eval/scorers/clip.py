@@ -53,7 +53,8 @@ class ClipScorer:
 
     @torch.no_grad()
     def score(self, scene: Scene) -> dict[str, Any]:
-        words = ", ".join(word for entry in scene.combination for word in entry.trigger)
+        triggers = [word for entry in scene.combination for word in entry.trigger]
+        words = ", ".join(triggers) or scene.prompt
         pixels = torch.from_numpy(np.array(open_image(scene.image))).permute(2, 0, 1)
         return {"clip": float(self._score(pixels.to(self.device), words, lambda: self._pair))}
 

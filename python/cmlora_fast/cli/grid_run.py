@@ -1,0 +1,174 @@
+"""What ``cmlora grid`` does once its arguments are read."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from cmlora_fast import eval as lab
+from cmlora_fast import testbed
+from cmlora_fast.eval.grid import Cell, make_cells, page
+from cmlora_fast.eval.jobs import digest
+from cmlora_fast.eval.paint import paint_all
+from cmlora_fast.eval.scorers import Scene
+
+from .errors import CliError
+from .generation import ENGINE, load_generation, plain_preset
+from .lora_files import LoraSpec, check_lora, parse_specs
+from .method_list import NO_LORA, cached, parse_methods
+from .pipelines import EMBEDDED, add_loras, check_scheduler
+from .progress import progress
+from .scorer_list import make_scorers
+from .sheet import Tile, contact_sheet
+
+__all__ = ["run", "write"]
+
+SCORERS = ("embedded", "clip", "reward")  # the others need more than the image
+SHOWN = ("recall", "clip", "image_reward")  # below an image
+LARGEST = 512  # pixels of an image in the PNG
+
+
+def run(arguments: dict[str, Any]) -> dict[str, Any]:
+    """Paint the grid; returns what the JSON document tells beside the arguments."""
+    a = arguments
+    intervals = [text.strip() for text in a["intervals"].split(",") if text.strip()]
+    methods = parse_methods(a["methods"])
+    methods.pop(NO_LORA, None)  # has a column anyway
+    methods = cached(methods, intervals)
+    check_scheduler(a["scheduler"])
+    specs = parse_specs(a["lora"], embedded=a["model"] == EMBEDDED)
+    sets, factors = _sets(a["sets"], specs), _factors(a["weight"])
+    known = a["model"] == EMBEDDED and all(spec.name in testbed.IDS for spec in specs)
+    prompts = {label: _prompt(a["prompt"], members, known) for label, members in sets.items()}
+    files = [check_lora(spec.path) for spec in specs]
+    scorers = _scorers(a, known)
+    negative = a["negative"]
+    if negative is None:
+        negative = testbed.NEGATIVE_PROMPT if a["model"] == EMBEDDED else ""
+    pipe, generation = load_generation(a, plain_preset(a["model"]), negative)
+    add_loras(pipe, specs, files)
+    adapters = {
+        label: [lab.Adapter(s.name, digest(s.path), s.weight) for s in members]
+        for label, members in sets.items()
+    }
+    seeds = range(a["seed"], a["seed"] + a["seeds"])
+    cells = make_cells(adapters, prompts, methods, factors, seeds, generation)
+    store = lab.ImageStore(Path(a["out"]))
+    jobs = list({cell.job.key: cell.job for cell in cells}.values())
+    with progress(len(jobs), "images") as advance:
+        engine = {key: a[key] for key in ENGINE}
+        paint_all(pipe, jobs, store, lambda job: advance(), **engine)
+    scores = [_score(cell, sets[cell.adapters], scorers, store) for cell in cells]
+    return _save(cells, scores, store, generation, prompts)
+
+
+def write(report: dict[str, Any], folder: Path) -> None:
+    """The numbers beside the pictures."""
+    text = json.dumps(report, indent=2, default=str, allow_nan=False)
+    (folder / "grid.json").write_text(text + "\n", encoding="utf-8")
+
+
+def _sets(texts: Sequence[str] | None, specs: Sequence[LoraSpec]) -> dict[str, list[LoraSpec]]:
+    """Label -> LoRAs of each row."""
+    by_name = {spec.name: spec for spec in specs}
+    sets = {}
+    for text in texts or ["+".join(by_name)]:
+        names = [name.strip() for name in text.split("+")]
+        for name in names:
+            if name not in by_name:
+                raise CliError(f"--set {text}: expected names among {', '.join(by_name)}")
+        sets[" + ".join(names)] = [by_name[name] for name in names]
+    return sets
+
+
+def _factors(text: str) -> list[float]:
+    try:
+        factors = [float(part) for part in text.split(",")]
+    except ValueError:
+        factors = [math.nan]
+    if not all(map(math.isfinite, factors)):
+        raise CliError(f"--weight: expected numbers such as 0.6,0.8,1; got {text!r}")
+    return list(dict.fromkeys(factors))
+
+
+def _prompt(prompt: str | None, members: Sequence[LoraSpec], known: bool) -> str:
+    if prompt is not None:
+        return prompt
+    if known:
+        return testbed.prompt([spec.name for spec in members])
+    raise CliError("--prompt: expected a text; only embedded LoRAs bring trigger words")
+
+
+def _scorers(a: dict[str, Any], known: bool) -> list[Any]:
+    text = a["scorers"]
+    if text is None:
+        text = "embedded" if known else ""
+    for name in (part.strip() for part in text.split(",") if part.strip()):
+        if name not in SCORERS or (name == "embedded" and not known):
+            raise CliError(
+                f"--scorers: expected some of {', '.join(SCORERS)}, embedded for embedded LoRAs "
+                f"only; got {name!r}"
+            )
+    return make_scorers({**a, "scorers": text, "testbed": EMBEDDED if known else a["model"]})
+
+
+def _score(
+    cell: Cell, members: Sequence[LoraSpec], scorers: Sequence[Any], store: lab.ImageStore
+) -> dict[str, Any]:
+    combination = ()
+    if scorers and scorers[0].name == "embedded":
+        entries = {e.id: e for entries in lab.embedded().info.values() for e in entries}
+        combination = tuple(entries[spec.name] for spec in members)
+    scene = Scene(store.path(cell.job), combination, cell.job.prompt)
+    return {name: value for scorer in scorers for name, value in scorer.score(scene).items()}
+
+
+def _save(
+    cells: Sequence[Cell],
+    scores: Sequence[dict[str, Any]],
+    store: lab.ImageStore,
+    generation: lab.Generation,
+    prompts: dict[str, str],
+) -> dict[str, Any]:
+    notes, tiles, told = [], [], []
+    for cell, found in zip(cells, scores, strict=True):
+        record = store.record(cell.job)
+        shown = [f"{name} {found[name]:.2f}" for name in SHOWN if name in found]
+        notes.append(" · ".join([f"{record['seconds']:.2f} s", *shown]))
+        with Image.open(store.path(cell.job)) as file:
+            image = file.convert("RGB")
+        image.thumbnail((LARGEST, LARGEST))
+        tiles.append(Tile(cell.column, image, f"{notes[-1]}\n{cell.row}"))
+        told.append(
+            {
+                "row": cell.row,
+                "column": cell.column,
+                "image": record["image"],
+                "seconds": record["seconds"],
+                "scores": found,
+            }
+        )
+    steps = f"{generation.steps} steps, guidance {generation.guidance_scale:g}"
+    facts = {
+        "model": generation.model,
+        "painted with": steps,
+        **{f"prompt of {label}": prompt for label, prompt in prompts.items()},
+    }
+    title = "\n".join(f"{name}: {fact}" for name, fact in facts.items())
+    columns = len(dict.fromkeys(cell.column for cell in cells))
+    png, web = store.folder / "grid.png", store.folder / "grid.html"
+    contact_sheet(tiles, title, columns=columns).save(png)
+    web.write_text(page("cmlora grid", facts, cells, store, notes), encoding="utf-8")
+    return {
+        "html": str(web),
+        "png": str(png),
+        "generation": asdict(generation),
+        "cells": told,
+        "manifest": str(store.folder / "manifest.jsonl"),
+    }
