@@ -1,5 +1,6 @@
 #include "ops/lora_fold.h"
 
+#include "common/huge_pages.h"
 #include "common/parallel.h"
 #include "cpu/packed_rows.h"
 
@@ -13,6 +14,7 @@ void lora_fold(const LoraFold& op, int isa) {
                           &packed_memory);
 
   const int64_t size = element_size(op.dtype);
+  prefer_huge_pages(op.out, op.table.rows * op.N * op.K * size);
   const int64_t largest = packed.largest_padded_rank();
   const int64_t block = 4 * kernels.tile;  // output features
   const int64_t blocks = (op.N + block - 1) / block;

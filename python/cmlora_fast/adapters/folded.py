@@ -1,4 +1,4 @@
-"""Folded weights: W' = W + Σ scale B A per adapter subset, accumulated in float32."""
+"""A layer whose rows run with the folded weight of their adapter subset."""
 
 from __future__ import annotations
 
@@ -8,26 +8,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .. import ops
-from .peft import AdaptedLayer
-from .slab import Slab, pack
-
 __all__ = ["FoldedLayer"]
 
 
 class FoldedLayer:
     """One weight per subset of a Linear or Conv2d layer; rows run with the weight of theirs."""
 
-    def __init__(self, layer: AdaptedLayer, subsets: Sequence[tuple[str, ...]], scale: float):
-        self.base = layer.base
-        slab = pack(layer, subsets, scale)
-        folded = iter(_fold(layer.base, slab))
-        self.weights: list[Tensor] = [
-            next(folded) if touched else layer.base.weight.detach() for touched in slab.touched
-        ]
-        self.bytes = (
-            sum(slab.touched) * layer.base.weight.numel() * layer.base.weight.element_size()
-        )
+    def __init__(self, base: nn.Module, weights: Sequence[Tensor]):
+        self.base = base
+        self.weights = tuple(weights)
 
     def __call__(self, x: Tensor, rows) -> Tensor:
         """x: (rows, tokens, K), (rows, K) or (rows, C, H, W) -> the layer's output."""
@@ -74,16 +63,3 @@ def _writes_in_place(x: Tensor, weight: Tensor) -> bool:
     return x.dtype == weight.dtype and not (
         torch.is_grad_enabled() or torch.is_autocast_enabled(x.device.type)
     )
-
-
-@torch.no_grad()
-def _fold(base: nn.Module, slab: Slab) -> Tensor:
-    """(touched subsets, *weight.shape), from the pristine weight of ``base``."""
-    pristine = base.weight.detach()
-    row_ptr, row_slot, row_scale = slab.tables(
-        [index for index, touched in enumerate(slab.touched) if touched]
-    )
-    folded = ops.lora_fold(
-        pristine.flatten(1), slab.a, slab.b, slab.slots, row_ptr, row_slot, row_scale
-    )
-    return folded.view(-1, *pristine.shape)

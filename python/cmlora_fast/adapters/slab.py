@@ -23,11 +23,6 @@ class Slab:
     members: tuple[tuple[tuple[int, float], ...], ...]
 
     @property
-    def touched(self) -> tuple[bool, ...]:
-        """Whether any adapter of that subset touches this layer."""
-        return tuple(bool(member) for member in self.members)
-
-    @property
     def bytes(self) -> int:
         return sum(t.numel() * t.element_size() for t in (self.a, self.b, self.slots))
 
@@ -49,12 +44,12 @@ class Slab:
 
 @torch.no_grad()
 def pack(layer: AdaptedLayer, subsets: Sequence[tuple[str, ...]], scale: float) -> Slab:
-    """The layer's adapters as one slab in the dtype and on the device of its base weight.
+    """The layer's adapters that ``subsets`` name, as one slab in its base weight's dtype and place.
 
     A convolution's ``a`` is (R, C_in * kh * kw), its ``b`` (N, R).
     """
     weight = layer.base.weight
-    names = list(layer.adapters)
+    names = [name for name in layer.adapters if any(name in subset for subset in subsets)]
     dtype = weight.dtype if weight.is_floating_point() else layer.adapters[names[0]].a.dtype
     kind = {"dtype": dtype, "device": weight.device}
     a = torch.cat([layer.adapters[name].a.detach().flatten(1).to(**kind) for name in names])

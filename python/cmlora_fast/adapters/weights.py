@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -9,13 +10,15 @@ import psutil
 import torch
 from torch import Tensor, nn
 
+from .fold_cache import FoldCache, FoldSlot
 from .folded import FoldedLayer
 from .peft import AdaptedLayer, LoadedAdapters, fingerprint
 from .unfolded import DeltaLayer
 
 __all__ = ["WeightReport", "WeightStore"]
 
-# Folded weights may take this share of the free memory: the rest is left to activations and caches.
+# Folded weights may take this share of the memory that is free without them: the rest is left to
+# activations and caches.
 MEMORY_SHARE = 0.5
 
 Subset = tuple[str, ...]
@@ -23,25 +26,34 @@ Subset = tuple[str, ...]
 
 @dataclass(frozen=True)
 class WeightReport:
-    """How the weights run: ``mode`` "fold", "delta", "mixed" or "base", why, and extra memory."""
+    """How the weights run.
+
+    Args:
+        mode: "fold", "delta", "mixed" or "base".
+        reason: Why.
+        bytes: Memory beside the pipeline's own, folds kept from earlier calls included.
+        seconds: What making them took in this call.
+    """
 
     mode: str
     reason: str
     bytes: int
+    seconds: float = 0.0
 
 
-@dataclass
-class _Entry:
+@dataclass(frozen=True)
+class _Delta:
     key: tuple
     tensors: tuple[Tensor, ...]  # kept alive: the key holds their identities
-    weights: FoldedLayer | DeltaLayer
+    weights: DeltaLayer
 
 
 class WeightStore:
     """Folded or slab weights per layer, kept across calls and revalidated at each."""
 
     def __init__(self) -> None:
-        self._entries: dict[str, _Entry] = {}
+        self._folds = FoldCache()
+        self._deltas: dict[str, _Delta] = {}
         self.report = WeightReport("base", "no adapter is active", 0)
 
     def prepare(
@@ -55,24 +67,64 @@ class WeightStore:
             scale: Multiplies every adapter (``cross_attention_kwargs["scale"]``).
             mode: "auto", "fold" or "delta".
         """
-        layers = [layer for layer in adapters.layers if layer.adapters]
-        fold, reason = _policy(layers, subsets, mode)
-        entries = {}
+        started = time.perf_counter()
+        layers = [layer for layer in adapters.layers if any(_members(layer, s) for s in subsets)]
+        need = _fold_bytes(layers, subsets)
+        fold, limit, reason = self._policy(layers, sum(need.values()), len(subsets), mode)
+        self._folds.make_room(need if fold else {}, limit if fold else 0, adapters.loaded)
+        deltas = self._deltas
+        self._deltas = {}
+        weights: dict[str, FoldedLayer | DeltaLayer] = {}
         for layer in layers:
-            folds = fold and _foldable(layer)
-            key, tensors = _key(layer, subsets, scale, folds)
-            entry = self._entries.get(layer.name)
-            if entry is None or entry.key != key:
-                build = FoldedLayer if folds else DeltaLayer
-                entry = _Entry(key, tensors, build(layer, subsets, scale))
-            entries[layer.name] = entry
-        self._entries = entries
-        self.report = _report(entries, reason)
-        return {name: entry.weights for name, entry in entries.items()}
+            if fold and _foldable(layer):
+                weights[layer.name] = self._folded(layer, subsets, scale)
+            else:
+                delta = _delta(layer, subsets, scale, deltas.get(layer.name))
+                self._deltas[layer.name] = delta
+                weights[layer.name] = delta.weights
+        self.report = self._report(len(weights), reason, time.perf_counter() - started)
+        return weights
 
     def clear(self) -> None:
         """Drop every weight that was built."""
-        self._entries = {}
+        self._folds.clear()
+        self._deltas = {}
+
+    def _policy(
+        self, layers: Sequence[AdaptedLayer], need: int, subsets: int, mode: str
+    ) -> tuple[bool, int, str]:
+        """Whether to fold, how many bytes folds may take, and why."""
+        if not layers:
+            return False, 0, "no adapter is active"
+        free = _free_bytes(layers[0].base.weight.device) + self._folds.bytes
+        limit = int(MEMORY_SHARE * free)
+        if mode != "auto":
+            return mode == "fold", limit, f'weights="{mode}"'
+        sizes = f"{need / 2**20:.0f} MiB for {subsets} subset(s), limit {limit / 2**20:.0f} MiB"
+        if need <= limit:
+            return True, limit, f"folding costs nothing per step and fits: {sizes}"
+        return False, limit, f"folded weights would not fit: {sizes} (half of the free memory)"
+
+    def _folded(self, layer: AdaptedLayer, subsets: Sequence[Subset], scale: float) -> FoldedLayer:
+        members = [_members(layer, subset) for subset in subsets]
+        base = layer.base.weight.detach()  # one object: rows that share a weight run together
+        return FoldedLayer(
+            layer.base, [self._folds.weight(layer, m, scale) if m else base for m in members]
+        )
+
+    def _report(self, layers: int, reason: str, seconds: float) -> WeightReport:
+        unfolded = len(self._deltas)
+        size = self._folds.bytes + sum(delta.weights.bytes for delta in self._deltas.values())
+        if unfolded in (0, layers):
+            mode = "base" if not layers else "delta" if unfolded else "fold"
+            return WeightReport(mode, reason, size, seconds)
+        reason += f"; {unfolded} layer(s) have a base that cannot be folded"
+        return WeightReport("mixed", reason, size, seconds)
+
+
+def _members(layer: AdaptedLayer, subset: Subset) -> Subset:
+    """The adapters of a subset that touch the layer."""
+    return tuple(name for name in subset if name in layer.adapters)
 
 
 def _foldable(layer: AdaptedLayer) -> bool:
@@ -82,52 +134,32 @@ def _foldable(layer: AdaptedLayer) -> bool:
     return plain and zeros and weight.is_floating_point()
 
 
-def _key(
-    layer: AdaptedLayer, subsets: Sequence[Subset], scale: float, folds: bool
-) -> tuple[tuple, tuple[Tensor, ...]]:
+def _fold_bytes(layers: Sequence[AdaptedLayer], subsets: Sequence[Subset]) -> dict[FoldSlot, int]:
+    """What folding takes, by layer and adapters; subsets that agree on a layer share its fold."""
+    return {
+        (layer.name, members): layer.base.weight.numel() * layer.base.weight.element_size()
+        for layer in layers
+        if _foldable(layer)
+        for members in (_members(layer, subset) for subset in subsets)
+        if members
+    }
+
+
+def _delta(
+    layer: AdaptedLayer, subsets: Sequence[Subset], scale: float, kept: _Delta | None
+) -> _Delta:
+    """The layer's adapters beside its base; ``kept`` if it is still right."""
     tensors = [layer.base.weight]
     for adapter in layer.adapters.values():
         tensors += [adapter.a, adapter.b]
     scalings = tuple((name, a.scaling, a.contents) for name, a in layer.adapters.items())
-    key = (id(layer.module), tuple(subsets), scale, folds, scalings, fingerprint(*tensors))
-    return key, tuple(tensors)
-
-
-def _policy(
-    layers: Sequence[AdaptedLayer], subsets: Sequence[Subset], mode: str
-) -> tuple[bool, str]:
-    """Whether to fold, and why."""
-    if mode != "auto":
-        return mode == "fold", f'weights="{mode}"'
-    if not layers:
-        return False, "no adapter is active"
-    need = sum(_fold_bytes(layer, subsets) for layer in layers if _foldable(layer))
-    free = _free_bytes(layers[0].base.weight.device)
-    limit = int(MEMORY_SHARE * free)
-    sizes = f"{need / 2**20:.0f} MiB for {len(subsets)} subset(s), limit {limit / 2**20:.0f} MiB"
-    if need <= limit:
-        return True, f"folding costs nothing per step and fits: {sizes}"
-    return False, f"folded weights would not fit: {sizes} (half of the free memory)"
-
-
-def _fold_bytes(layer: AdaptedLayer, subsets: Sequence[Subset]) -> int:
-    touched = sum(any(name in layer.adapters for name in subset) for subset in subsets)
-    return touched * layer.base.weight.numel() * layer.base.weight.element_size()
+    key = (id(layer.module), tuple(subsets), scale, scalings, fingerprint(*tensors))
+    if kept is not None and kept.key == key:
+        return kept
+    return _Delta(key, tuple(tensors), DeltaLayer(layer, subsets, scale))
 
 
 def _free_bytes(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     return psutil.virtual_memory().available
-
-
-def _report(entries: dict[str, _Entry], reason: str) -> WeightReport:
-    if not entries:
-        return WeightReport("base", "no adapter is active", 0)
-    weights = [entry.weights for entry in entries.values()]
-    folded = sum(isinstance(weight, FoldedLayer) for weight in weights)
-    size = sum(weight.bytes for weight in weights)
-    if folded in (0, len(weights)):
-        return WeightReport("fold" if folded else "delta", reason, size)
-    reason += f"; {len(weights) - folded} layer(s) have a base that cannot be folded"
-    return WeightReport("mixed", reason, size)
