@@ -91,9 +91,9 @@ def test_the_longest_unused_go_where_memory_ends(pipe, folds, monkeypatch, room)
     store = WeightStore()
     prepare(store, pipe, EACH)
     size = store.report.bytes // 3
-    # Free memory, such that half of it and of what the folds hold is room for so many subsets.
-    free = int(room * size / weights.MEMORY_SHARE) - 3 * size
-    monkeypatch.setattr(weights, "_free_bytes", lambda device: free)
+    # Half of what is free without any fold holds so many subsets.
+    memory = int(room * size / weights.MEMORY_SHARE)
+    monkeypatch.setattr(weights, "_free_bytes", lambda device: memory - store.report.bytes)
     prepare(store, pipe, [(A,)])
     assert store.report.bytes == room * size
     before = len(folds)
