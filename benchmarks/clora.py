@@ -1,0 +1,266 @@
+"""CLoRA against a straightforward loop: time in alternating rounds, peak memory, difference.
+
+The loop is what the paper's procedure suggests: one pass per row, adapters switched by PEFT's
+``set_adapters``, the tapped layers' attention materialised by a plain processor, a whole forward at
+every update. Both run the same schedule on SD 1.5's layers at half their width, random weights.
+
+python -m cmlora_fast.benchmarks.clora --json
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import cmlora_fast as cf
+import psutil
+import torch
+from cmlora_fast.ops.clora_reference import attention_masks, contrastive_loss, mask_fuse_
+from cmlora_fast.tracked import Tracked
+from torch import Tensor
+
+from .models import TEXT_WIDTH, adapter_names, call_inputs, load_adapters, sd_pipeline
+
+__all__ = ["CONTENDERS", "measure"]
+
+CHANNELS, SIZE = (160, 320, 640, 640), 32
+CONTENDERS = ("loop", "cmlora_fast")
+GUIDANCE = 7.5
+
+
+def measure(
+    *,
+    channels: tuple[int, ...] = CHANNELS,
+    size: int = SIZE,
+    concepts: int = 2,
+    steps: int = 3,
+    refinements: int = 2,
+    rounds: int = 3,
+    max_rows: int | None = None,
+    memory: bool = True,
+) -> dict[str, Any]:
+    """Seconds per image, peak bytes and difference of both contenders, as plain data.
+
+    Args:
+        channels: Of the UNet's blocks.
+        size: Sides of the latents.
+        concepts: Rows beside the base row, one adapter each.
+        steps: Denoising steps; the latents move in the first half of them.
+        refinements: How often they move again at the first one.
+        rounds: Timed images of each, in turns.
+        max_rows: Of ``cf.enable``.
+        memory: Measure peak memory too, each contender in a process of its own.
+    """
+    arguments = dict(channels=list(channels), size=size, concepts=concepts, steps=steps)
+    arguments |= dict(refinements=refinements, max_rows=max_rows)
+    calls = {name: _contender(name, arguments) for name in CONTENDERS}
+    latents = {name: call() for name, call in calls.items()}  # also the warm-up
+    seconds = {name: [] for name in calls}
+    for _ in range(rounds):
+        for name, call in calls.items():
+            started = time.perf_counter()
+            call()
+            seconds[name].append(time.perf_counter() - started)
+    found: dict[str, Any] = {name: {"seconds": _spread(times)} for name, times in seconds.items()}
+    if memory:
+        for name in found:
+            found[name]["peak_bytes"] = _peak_of_process(name, arguments)
+    loop, ours = (found[name] for name in CONTENDERS)
+    difference = (latents["cmlora_fast"] - latents["loop"]).abs().max() / latents[
+        "loop"
+    ].abs().max()
+    return {
+        "arguments": {**arguments, "rounds": rounds, "threads": torch.get_num_threads()},
+        "contenders": found,
+        "speedup": loop["seconds"]["median"] / ours["seconds"]["median"],
+        "memory_ratio": ours["peak_bytes"] / loop["peak_bytes"] if memory else None,
+        "difference": difference.item(),
+    }
+
+
+def _spread(times: list[float]) -> dict[str, float]:
+    return {"median": statistics.median(times), "low": min(times), "high": max(times)}
+
+
+def _contender(name: str, arguments: dict[str, Any]) -> Callable[[], Tensor]:
+    """A call that paints one image with a pipeline of its own and returns its latents."""
+    pipe = sd_pipeline(tuple(arguments["channels"]))
+    load_adapters(pipe, arguments["concepts"])
+    method = _method(arguments)
+    inputs = call_inputs(pipe, arguments["size"], arguments["steps"])
+    inputs["guidance_scale"] = GUIDANCE
+    if name == "loop":
+        loop = StraightforwardLoop(pipe.unet, pipe.scheduler, method)
+        return lambda: loop.run(inputs["latents"], arguments["steps"])
+    cf.enable(pipe, method, max_rows=arguments["max_rows"])
+    return lambda: pipe(**inputs).images
+
+
+def _method(arguments: dict[str, Any]) -> cf.CLoRA:
+    """One subject of two tokens per concept, in the form of "a sks cat and a dog"."""
+    names = adapter_names(arguments["concepts"])
+    rows = []
+    for j, name in enumerate([None, *names]):
+        tokens = [[3 * c + 2, 3 * c + 3][: 1 + (c == j - 1)] for c in range(len(names))]
+        rows.append(cf.Row(name, "", "", tokens[j - 1] if j else (), tokens))
+    draw = torch.Generator().manual_seed(7)
+    return cf.CLoRA(
+        rows=rows,
+        iterative_steps=(0,),
+        iterative_steps_steps=arguments["refinements"],
+        row_prompt_embeds=torch.randn(len(rows), 77, TEXT_WIDTH, generator=draw),
+        row_negative_prompt_embeds=torch.randn(1, 77, TEXT_WIDTH, generator=draw),
+    )
+
+
+class StraightforwardLoop:
+    """The procedure of the paper, one row after the other."""
+
+    def __init__(self, unet: Any, scheduler: Any, method: cf.CLoRA):
+        self.unet, self.scheduler, self.method = unet, scheduler, method
+        self.tracked = Tracked.of(method.rows)
+
+    def run(self, z: Tensor, steps: int) -> Tensor:
+        method = self.method
+        self.scheduler.set_timesteps(steps)
+        for i, t in enumerate(self.scheduler.timesteps):
+            updates = method.updates(i, steps)
+            for _ in range(updates):
+                z = z.detach().requires_grad_()
+                with torch.enable_grad():
+                    noise, maps = self._rows(z, t)
+                    slope = self._slope(maps, z)
+                z = (z - method.step_size * slope).detach()
+            if not updates:
+                with torch.no_grad():
+                    noise, maps = self._rows(z, t)
+            fused = torch.empty_like(z)
+            with torch.no_grad():
+                mask_fuse_(fused, noise, self._masks(maps, z.shape[-2:]), GUIDANCE)
+            z = self.scheduler.step(fused, t, z).prev_sample
+        return z
+
+    def _rows(self, z: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        """Predictions [2, J, 1, C, h, w] and mean maps [J, r, q, 77]."""
+        noise, maps = [], []
+        for row, text in zip(self.method.rows, self.method.row_prompt_embeds, strict=True):
+            if row.adapter is None:
+                self.unet.disable_adapters()
+            else:
+                self.unet.enable_adapters()
+                self.unet.set_adapters([row.adapter])
+            embeds = torch.stack([self.method.row_negative_prompt_embeds[0], text])
+            high, wide = z.shape[-2] // 4, z.shape[-1] // 4
+            with _stored(self.unet, high * wide) as probabilities:
+                noise.append(self.unet(torch.cat([z, z]), t, embeds).sample)
+            mean = torch.stack([layer.mean((0, 1)) for layer in probabilities]).mean(0)
+            maps.append(mean.view(high, wide, -1))
+        return torch.stack(noise, 1)[:, :, None].detach(), torch.stack(maps)
+
+    def _slope(self, maps: Tensor, z: Tensor) -> Tensor:
+        tracked, tables = self._tracked(maps), (self.tracked.index, self.tracked.labels)
+        _, slope = contrastive_loss(tracked.detach(), *map(torch.tensor, tables))
+        return torch.autograd.grad(tracked, z, slope)[0]
+
+    def _masks(self, maps: Tensor, size: torch.Size) -> Tensor:
+        mask_row, alpha = torch.tensor(self.tracked.mask_row), self.method.mask_threshold_alpha
+        tracked = self._tracked(maps.detach())
+        return attention_masks(tracked, mask_row, self.method.row_count, size, alpha)
+
+    def _tracked(self, maps: Tensor) -> Tensor:
+        return maps[self.tracked.row, :, :, self.tracked.token][:, None]
+
+
+@contextmanager
+def _stored(unet: Any, queries: int) -> Iterator[list[Tensor]]:
+    """Keep the probabilities of cross-attention with so many queries; other layers stay."""
+    before, probabilities = unet.attn_processors, []
+
+    def materialised(attn, hidden_states, encoder_hidden_states=None, attention_mask=None):
+        q, k, v = (
+            part.unflatten(-1, (attn.heads, -1)).transpose(1, 2)
+            for part in (
+                attn.to_q(hidden_states),
+                attn.to_k(encoder_hidden_states),
+                attn.to_v(encoder_hidden_states),
+            )
+        )
+        weights = (q @ k.transpose(-1, -2) * attn.scale).softmax(-1)
+        probabilities.append(weights)
+        return attn.to_out[0]((weights @ v).transpose(1, 2).flatten(2))
+
+    def choose(plain: Any) -> Callable[..., Tensor]:
+        def processor(attn, hidden_states, encoder_hidden_states=None, attention_mask=None):
+            tapped = encoder_hidden_states is not None and hidden_states.shape[1] == queries
+            use = materialised if tapped else plain
+            return use(attn, hidden_states, encoder_hidden_states, attention_mask)
+
+        return processor
+
+    unet.set_attn_processor({name: choose(plain) for name, plain in before.items()})
+    try:
+        yield probabilities
+    finally:
+        unet.set_attn_processor(before)
+
+
+def _peak_of_process(name: str, arguments: dict[str, Any]) -> int:
+    """Bytes by which a fresh process that paints one image grows beyond its loaded model."""
+    command = [sys.executable, "-m", "cmlora_fast.benchmarks.clora", "--peak-of", name]
+    done = subprocess.run(
+        [*command, "--arguments", json.dumps(arguments)], capture_output=True, text=True, check=True
+    )
+    return int(done.stdout.splitlines()[-1])
+
+
+def _own_peak(name: str, arguments: dict[str, Any]) -> int:
+    call = _contender(name, arguments)
+    before = psutil.Process().memory_info().rss
+    # Linux: forget the high-water mark so far. (That of getrusage includes the parent's size.)
+    Path("/proc/self/clear_refs").write_text("5")
+    call()
+    status = Path("/proc/self/status").read_text()
+    return 1024 * int(status.partition("VmHWM:")[2].split()[0]) - before
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    for option, default in (("concepts", 2), ("steps", 3), ("refinements", 2), ("rounds", 3)):
+        parser.add_argument(f"--{option}", type=int, default=default)
+    parser.add_argument("--size", type=int, default=SIZE, help="sides of the latents")
+    parser.add_argument("--max-rows", type=int, default=None)
+    parser.add_argument("--no-memory", dest="memory", action="store_false")
+    parser.add_argument("--json", action="store_true", help="print one JSON document")
+    parser.add_argument("--peak-of", choices=CONTENDERS, help=argparse.SUPPRESS)
+    parser.add_argument("--arguments", type=json.loads, help=argparse.SUPPRESS)
+    given = vars(parser.parse_args())
+    as_json, peak_of, arguments = (given.pop(key) for key in ("json", "peak_of", "arguments"))
+    if peak_of:
+        print(_own_peak(peak_of, arguments))
+        return
+    results = measure(**given)
+    print(json.dumps(results, indent=2) if as_json else _table(results))
+
+
+def _table(results: dict[str, Any]) -> str:
+    lines = [f"{'contender':14} {'seconds (low..high)':>24} {'peak MiB':>10}"]
+    for name, found in results["contenders"].items():
+        s, peak = found["seconds"], found.get("peak_bytes")
+        times = f"{s['median']:.2f} ({s['low']:.2f}..{s['high']:.2f})"
+        lines.append(f"{name:14} {times:>24} {'' if peak is None else f'{peak / 2**20:10.0f}'}")
+    ratio = results["memory_ratio"]
+    lines.append(f"{results['speedup']:.2f} times as fast; difference {results['difference']:.1e}")
+    lines += [] if ratio is None else [f"{ratio:.2f} of the loop's peak memory"]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()
