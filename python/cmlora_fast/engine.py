@@ -199,6 +199,7 @@ class Engine:
             self._border.unet.config.out_channels,
         )
         self.summary = self._summary("every row is full")
+        self.summary.rows = prompts.rows
         self._run = Run(schedule, order, expected, self.summary, None, self.settings.record)
 
     def _contrast_step(self, plain: Callable[..., Any], inputs: UNetInputs) -> Tensor:

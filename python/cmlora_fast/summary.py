@@ -11,6 +11,8 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
+from .clora_method import Row
+
 __all__ = ["StepRecord", "Summary"]
 
 # Recorded tensors stay out of the JSON.
@@ -65,6 +67,9 @@ class Summary:
         peak_bytes: Largest memory seen at a step: of the device, or of the process on a CPU.
         seconds: From the call's start to its last step.
         steps: One record per UNet call.
+        rows: CLoRA: the rows as they ran, with the token positions that were found.
+        maps: Recorded by CLoRA: (T, J, r, q, 77) attention of image 0.
+        masks: Recorded by CLoRA: (T, J, h, w) of image 0.
         features: Recorded: adapter -> (T, batch, C, h, w) features that entered the up block.
         profiles: Recorded: (T, bins) radial profile of image 0.
     """
@@ -77,6 +82,7 @@ class Summary:
     peak_bytes: int = 0
     seconds: float = 0.0
     steps: list[StepRecord] = field(default_factory=list)
+    rows: tuple[Row, ...] | None = None
     maps: Tensor | None = None
     masks: Tensor | None = None
     features: dict[str, Tensor] | None = None
@@ -87,8 +93,10 @@ class Summary:
         plain = {
             f.name: getattr(self, f.name)
             for f in fields(self)
-            if f.name not in (*TENSOR_FIELDS, "steps")
+            if f.name not in (*TENSOR_FIELDS, "steps", "rows")
         }
+        if self.rows is not None:
+            plain["rows"] = [_plain(asdict(row)) for row in self.rows]
         plain["adapters"] = list(self.adapters)
         plain["steps"] = [_plain(asdict(step)) for step in self.steps]
         return plain

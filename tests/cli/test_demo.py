@@ -1,5 +1,6 @@
 import json
 
+import cmlora_fast as cf
 import pytest
 from cmlora_fast.cli import demo_run
 from cmlora_fast.cli.demo_run import Scene, cells_of
@@ -10,7 +11,9 @@ from .. import adapters, helpers
 
 LABELS = {"character_1": "A fox", "background_1": "Bamboo"}
 KEYS = ["no_lora", *LABELS, "merge", "switch", "composite"]
-KEYS += ["cmlora_offline", "cmlora_online", "cmlora_async"]
+KEYS += ["cmlora_offline", "cmlora_online", "cmlora_async", "clora"]
+CONCEPTS = (cf.Concept("character_1", "fox"), cf.Concept("background_1", "coat"))
+SCENE = Scene(LABELS, helpers.PROMPT, helpers.NEGATIVE, concepts=CONCEPTS)
 
 
 @pytest.fixture
@@ -18,7 +21,7 @@ def scene(monkeypatch):
     """The demo on a tiny random pipeline in place of the embedded one."""
     pipe = helpers.pipeline("sd", "one_layer")
     adapters.add_many(pipe, list(LABELS))
-    made = pipe, Scene(LABELS, helpers.PROMPT, helpers.NEGATIVE)
+    made = pipe, SCENE
     monkeypatch.setattr(demo_run, "embedded_scene", lambda: made)
     return made
 
@@ -33,6 +36,7 @@ def test_demo_paints_every_method(cmlora, scene, tmp_path):
     rows = {cell["key"]: (cell["full"], cell["shallow"]) for cell in report["cells"]}
     assert rows["no_lora"] == rows["merge"] == rows["switch"] == (6, 0)  # 3 steps, 2 halves
     assert rows["composite"] == (12, 0)
+    assert rows["clora"] == (18, 0)  # and a base row
     assert rows["cmlora_offline"][1] > 0
     images = {key: (tmp_path / "images" / f"{key}.png").read_bytes() for key in KEYS}
     assert len(set(images.values())) >= len(KEYS) - 2  # stages may agree on so few steps
@@ -58,7 +62,7 @@ def test_the_pipeline_is_as_before(scene, tmp_path):
 
 
 def test_cells_are_a_list_of_what_to_paint():
-    cells = cells_of(LABELS)
+    cells = cells_of(SCENE)
     assert [cell.key for cell in cells] == KEYS
     assert cells[0].adapters == () and cells[1].adapters == ("character_1",)
     assert all(cell.adapters == tuple(LABELS) for cell in cells[3:])

@@ -155,3 +155,64 @@ def test_embedded_ids_stand_for_files():
         testbed.lora_path("character_1"),
         0.8,
     )
+
+
+CLORA = ["--method", "clora", "--prompt", "a fox and a coat"]
+FOX, COAT = "character_1=fox:green", "background_1=coat"
+
+
+def test_clora_takes_concepts_and_saves_maps(paint, loras, tmp_path):
+    folder = tmp_path / "maps"
+    options = [*CLORA, "--concept", FOX, "--concept", COAT, "--height", 128, "--width", 192]
+    code, out, err = paint(*two_loras(loras), *options, "--save-maps", folder, "--json")
+    assert code == 0, err
+    report = json.loads(out)
+    assert report["filmstrip"] == str(folder / "filmstrip.png")
+    assert [row["adapter"] for row in report["summary"]["rows"]] == [
+        None,
+        "character_1",
+        "background_1",
+    ]
+    assert report["summary"]["rows"][1]["prompt"] == "a green fox and a coat"
+    names = sorted(path.name for path in folder.iterdir())
+    wanted = [f"{lora}_{kind}_{step:03}.png" for lora in ("background_1", "character_1")
+              for kind in ("map", "mask") for step in range(3)]  # fmt: skip
+    assert names == [*wanted, "filmstrip.png"]
+    with Image.open(folder / wanted[0]) as overlay, Image.open(tmp_path / "image.png") as image:
+        assert overlay.size == image.size == (192, 128)
+        assert overlay.tobytes() != image.convert("RGB").tobytes()
+
+
+def test_masks_from_files(paint, loras, tmp_path):
+    picture = tmp_path / "left.png"
+    left = Image.new("L", (8, 8))
+    left.paste(255, (0, 0, 4, 8))
+    left.save(picture)
+    mask = ["--mask", f"character_1={picture}"]
+    code, _, err = paint(*two_loras(loras), "--method", "composite", *mask)
+    assert code == 0, err
+    code, _, _ = paint(*two_loras(loras), "--method", "composite", out="plain.png")
+    with Image.open(tmp_path / "image.png") as one, Image.open(tmp_path / "plain.png") as other:
+        assert code == 0 and one.tobytes() != other.tobytes()
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (["--method", "clora"], "expected --concept adapter=subject[:trigger]; got none"),
+        ([*CLORA, "--concept", "fox"], "expected adapter=subject[:trigger]; got 'fox'"),
+        ([*CLORA, "--concept", "character_1=bear"], "'bear' in the prompt"),
+        ([*CLORA, "--concept", "bear=fox"], "expected an active adapter"),
+        (["--concept", FOX], "only --method clora has concepts"),
+        (["--save-maps", "maps"], "only --method clora has maps"),
+        ([*CLORA, "--concept", FOX, "--method-option", "rows=[]"], "no field 'rows'"),
+        (["--mask", "a=b.png"], "--method none has no masks"),
+        (["--method", "merge", "--mask", f"a={__file__}"], "Merge has no masks"),
+        (["--method", "composite", "--mask", __file__], "expected adapter=picture"),
+        (["--method", "composite", "--mask", f"a={__file__}"], "cannot be read"),
+        (["--method", "composite", "--mask", "a=no/such.png"], "No such file"),
+    ],
+)
+def test_what_clora_and_masks_need_is_said(paint, loras, options, message):
+    code, out, err = paint("--lora", loras["character_1"], *options)
+    assert code == 1 and not out and message in err, err

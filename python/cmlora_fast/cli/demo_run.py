@@ -20,7 +20,13 @@ from .sheet import Tile, contact_sheet
 
 __all__ = ["Cell", "Scene", "cells_of", "embedded_scene", "paint_demo", "write_report"]
 
-LORAS = ("character_1", "clothing_2", "background_1")  # something, worn, somewhere
+# LoRAs of something, worn, somewhere, and the words of the prompt that CLoRA looks for.
+SUBJECTS = {
+    "character_1": "pink afro hair",
+    "clothing_2": "bow tie",
+    "background_1": "bamboo stalks",
+}
+LORAS = tuple(SUBJECTS)
 GUIDANCE = 4.0  # what the embedded model was tried with
 SHEET, REPORT = "contact_sheet.png", "demo.json"
 METHODS = (
@@ -51,13 +57,17 @@ class Scene:
     prompt: str
     negative: str = ""
     guidance_scale: float = GUIDANCE
+    concepts: tuple[cf.Concept, ...] = ()
 
 
-def cells_of(adapters: dict[str, str]) -> list[Cell]:
-    """No LoRA, each alone, then all of them by every method."""
+def cells_of(scene: Scene) -> list[Cell]:
+    """No LoRA, each alone, then all of them by every method; CLoRA where there are concepts."""
+    adapters = scene.adapters
     alone = [Cell(name, f"{label} alone", (name,)) for name, label in adapters.items()]
     names = tuple(adapters)
     together = [Cell(key, label, names, method) for key, label, method in METHODS]
+    if scene.concepts:
+        together.append(Cell("clora", "CLoRA", names, cf.CLoRA(concepts=scene.concepts)))
     return [Cell("no_lora", "no LoRA", ()), *alone, *together]
 
 
@@ -72,7 +82,9 @@ def embedded_scene() -> tuple[Any, Scene]:
         raise CliError("the embedded LoRAs are missing from this installation") from error
     named = {entry["id"]: entry["name"] for kind in testbed.lora_info().values() for entry in kind}
     labels = {name: named[name] for name in LORAS}
-    return pipe, Scene(labels, testbed.prompt(LORAS), testbed.NEGATIVE_PROMPT)
+    concepts = tuple(cf.Concept(name, words) for name, words in SUBJECTS.items())
+    prompt = testbed.prompt(LORAS)
+    return pipe, Scene(labels, prompt, testbed.NEGATIVE_PROMPT, concepts=concepts)
 
 
 def paint_demo(
@@ -85,7 +97,7 @@ def paint_demo(
     cells: Sequence[Cell] | None = None,
 ) -> dict[str, Any]:
     """Paint every cell and the sheet into ``out``; returns what the report tells of them."""
-    cells = cells_of(scene.adapters) if cells is None else cells
+    cells = cells_of(scene) if cells is None else cells
     folder = out / "images"
     folder.mkdir(parents=True, exist_ok=True)
     tiles, told = [], []

@@ -31,9 +31,29 @@ Loras = Annotated[
         "With the embedded model also its ids, such as character_1:0.8."
     ),
 ]
-MethodName = Annotated[str, _option("none (lossless), merge, switch, composite or cmlora.")]
+MethodName = Annotated[str, _option("none (lossless), merge, switch, composite, cmlora or clora.")]
 MethodOptions = Annotated[
     list[str] | None, _option("A field of the method as key=value; repeatable.")
+]
+Concepts = Annotated[
+    list[str] | None,
+    _option(
+        "For clora: adapter=subject[:trigger], the adapter (its file's stem) that draws these "
+        "words of the prompt, and the words that call it; repeatable.",
+        "--concept",
+    ),
+]
+Masks = Annotated[
+    list[str] | None,
+    _option(
+        "For composite, cmlora and clora: adapter=picture, white where the adapter draws; "
+        "repeatable.",
+        "--mask",
+    ),
+]
+SaveMaps = Annotated[
+    Path | None,
+    _option("For clora: a folder for attention maps and masks of every step, and a filmstrip."),
 ]
 Steps = Annotated[int, _option("Denoising steps.", min=1)]
 Guidance = Annotated[
@@ -65,6 +85,9 @@ def generate(
     lora: Loras = None,
     method: MethodName = "none",
     method_option: MethodOptions = None,
+    concept: Concepts = None,
+    mask: Masks = None,
+    save_maps: SaveMaps = None,
     steps: Steps = 20,
     guidance_scale: Guidance = None,
     seed: Seed = 0,
@@ -84,6 +107,11 @@ def generate(
     arguments = {key: value for key, value in locals().items() if key != "as_json"}
     arguments["out"] = str(out)
     _check(height, width, out)
+    if save_maps is not None:
+        if method != "clora":
+            raise CliError(f"--save-maps: only --method clora has maps; got --method {method}")
+        make_folder(save_maps, "--save-maps")
+        arguments["save_maps"] = str(save_maps)
     from .quiet import quiet
     from .report import document, print_json
 
@@ -115,4 +143,5 @@ def _text(results: dict[str, Any]) -> str:
     full = sum(step["full_rows"] for step in steps)
     shallow = sum(step["shallow_rows"] for step in steps)
     ran = f"{len(steps)} steps, {full} full and {shallow} shallow rows, {results['seconds']:.2f} s"
-    return "\n".join([*results["images"], ran])
+    maps = [results["filmstrip"]] if "filmstrip" in results else []
+    return "\n".join([*results["images"], *maps, ran])

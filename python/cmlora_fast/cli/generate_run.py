@@ -14,6 +14,7 @@ import cmlora_fast as cf
 
 from .images import save_png
 from .lora_files import LoraSpec, check_lora, parse_specs
+from .maps import save_maps
 from .method_options import make_method
 from .pipelines import EMBEDDED, add_loras, check_scheduler, load_pipeline, set_scheduler
 from .progress import each_step, progress
@@ -34,7 +35,8 @@ def run(arguments: dict[str, Any], load: Callable[..., Any] = load_pipeline) -> 
     embedded = arguments["model"] == EMBEDDED
     if arguments["guidance_scale"] is None:
         arguments["guidance_scale"] = EMBEDDED_GUIDANCE if embedded else GUIDANCE
-    method = make_method(arguments["method"], arguments["method_option"] or ())
+    parts = (arguments[key] or () for key in ("method_option", "concept", "mask"))
+    method = make_method(arguments["method"], *parts)
     specs = parse_specs(arguments["lora"] or (), embedded)
     check_scheduler(arguments["scheduler"])
     files = [check_lora(spec.path) for spec in specs]  # before minutes of loading a large model
@@ -42,19 +44,25 @@ def run(arguments: dict[str, Any], load: Callable[..., Any] = load_pipeline) -> 
     set_scheduler(pipe, arguments["scheduler"])
     add_loras(pipe, specs, files)
     options = {key: arguments[key] for key in ("backend", "weights", "max_rows")}
-    cf.enable(pipe, method, **options)
+    folder = arguments["save_maps"]
+    cf.enable(pipe, method, record=folder is not None, **options)
     _warn_of_cut(pipe, arguments["prompt"])
     started = time.perf_counter()
     images = _paint(pipe, arguments)
     seconds = time.perf_counter() - started
-    summary = cf.summary(pipe).to_dict()
+    summary = cf.summary(pipe)
     cf.disable(pipe)
     paths = _save(images, arguments, specs)
+    maps = {}
+    if folder is not None:
+        *_, strip = save_maps(Path(folder), images[0], summary, arguments["prompt"])
+        maps["filmstrip"] = str(strip)
     return {
         "images": [str(path) for path in paths],
+        **maps,
         "seconds": seconds,
         "loras": _plain(specs),
-        "summary": summary,
+        "summary": summary.to_dict(),
     }
 
 

@@ -18,14 +18,14 @@ __all__ = ["make_folder", "read_parameters", "save_png"]
 KEY = "parameters"  # of the tEXt chunk, where other tools look too
 
 
-def make_folder(folder: Path) -> None:
-    """Make the folder that ``--out`` means; refuse one that cannot be written to."""
+def make_folder(folder: Path, option: str = "--out") -> None:
+    """Make the folder that ``option`` means; refuse one that cannot be written to."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise CliError(f"--out: cannot make the folder {folder}: {error.strerror}") from error
+        raise CliError(f"{option}: cannot make the folder {folder}: {error.strerror}") from error
     if not os.access(folder, os.W_OK):
-        raise CliError(f"--out: the folder {folder} cannot be written to")
+        raise CliError(f"{option}: the folder {folder} cannot be written to")
 
 
 def save_png(image: Image.Image, path: Path, parameters: dict[str, Any]) -> Path:

@@ -1,4 +1,4 @@
-"""``--method`` and ``--method-option key=value`` as an instance of a method."""
+"""``--method``, ``--method-option``, ``--concept`` and ``--mask`` as an instance of a method."""
 
 from __future__ import annotations
 
@@ -18,27 +18,43 @@ METHODS = {
     "switch": "Switch",
     "composite": "Composite",
     "cmlora": "CMLoRA",
+    "clora": "CLoRA",
 }
 _WORDS = {"none": None, "true": True, "false": False}
-_LISTS = ("low_frequency",)  # fields that take names separated by commas
+_LISTS = ("low_frequency", "style_adapters")  # fields that take names separated by commas
+# Fields that no word on a command line can be.
+_OBJECTS = ("rows", "concepts", "masks", "row_prompt_embeds", "row_negative_prompt_embeds")
 
 
-def make_method(name: str, options: Sequence[str]) -> Any:
+def make_method(
+    name: str, options: Sequence[str], concepts: Sequence[str] = (), masks: Sequence[str] = ()
+) -> Any:
     """The method's instance, or None for "none".
+
+    Args:
+        name: One of METHODS.
+        options: Fields as key=value.
+        concepts: CLoRA's, as adapter=subject or adapter=subject:trigger.
+        masks: As adapter=path of a picture.
 
     Raises:
         CliError: An unknown method, option or form; a bad value is the class's own ValueError.
     """
     if name not in METHODS:
         raise CliError(f"--method: expected one of {', '.join(METHODS)}; got {name!r}")
+    if concepts and name != "clora":
+        raise CliError(f"--concept: only --method clora has concepts; got --method {name}")
     if METHODS[name] is None:
         if options:
             raise CliError(f"--method-option {options[0]}: --method none has no options")
+        if masks:
+            raise CliError(f"--mask {masks[0]}: --method none has no masks")
         return None
     import cmlora_fast as cf
 
     cls = getattr(cf, METHODS[name])
-    allowed = [field.name for field in dataclasses.fields(cls)]
+    fields = [field.name for field in dataclasses.fields(cls)]
+    allowed = [name for name in fields if name not in _OBJECTS]
     values = {}
     for option in options:
         key, equals, text = option.partition("=")
@@ -50,7 +66,38 @@ def make_method(name: str, options: Sequence[str]) -> Any:
                 + ", ".join(allowed)
             )
         values[key] = _value(key, text)
+    if name == "clora":
+        if not concepts:
+            raise CliError("--method clora: expected --concept adapter=subject[:trigger]; got none")
+        values["concepts"] = [_concept(text) for text in concepts]
+    if masks and "masks" not in fields:
+        raise CliError(f"--mask: {cls.__name__} has no masks")
+    if masks:
+        values["masks"] = dict(_mask(text) for text in masks)
     return cls(**values)
+
+
+def _concept(text: str) -> Any:
+    import cmlora_fast as cf
+
+    adapter, equals, words = text.partition("=")
+    subject, _, trigger = words.partition(":")
+    if not equals or not adapter.strip() or not subject.strip():
+        raise CliError(f"--concept: expected adapter=subject[:trigger]; got {text!r}")
+    return cf.Concept(adapter.strip(), subject.strip(), trigger.strip())
+
+
+def _mask(text: str) -> tuple[str, Any]:
+    from PIL import Image
+
+    adapter, equals, path = text.partition("=")
+    if not equals or not adapter.strip():
+        raise CliError(f"--mask: expected adapter=picture; got {text!r}")
+    try:
+        with Image.open(path) as picture:
+            return adapter.strip(), picture.convert("L")
+    except OSError as error:  # also of a file that is no picture
+        raise CliError(f"--mask {path}: cannot be read: {error.strerror or error}") from error
 
 
 def _value(key: str, text: str) -> Any:
