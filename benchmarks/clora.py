@@ -45,6 +45,7 @@ def measure(
     refinements: int = 2,
     rounds: int = 3,
     max_rows: int | None = None,
+    frozen: bool = False,
     memory: bool = True,
 ) -> dict[str, Any]:
     """Seconds per image, peak bytes and difference of both contenders, as plain data.
@@ -57,10 +58,11 @@ def measure(
         refinements: How often they move again at the first one.
         rounds: Timed images of each, in turns.
         max_rows: Of ``cf.enable``.
+        frozen: The loop's parameters record no gradients; as loaded by diffusers they do.
         memory: Measure peak memory too, each contender in a process of its own.
     """
     arguments = dict(channels=list(channels), size=size, concepts=concepts, steps=steps)
-    arguments |= dict(refinements=refinements, max_rows=max_rows)
+    arguments |= dict(refinements=refinements, max_rows=max_rows, frozen=frozen)
     calls = {name: _contender(name, arguments) for name in CONTENDERS}
     latents = {name: call() for name, call in calls.items()}  # also the warm-up
     seconds = {name: [] for name in calls}
@@ -98,6 +100,7 @@ def _contender(name: str, arguments: dict[str, Any]) -> Callable[[], Tensor]:
     inputs = call_inputs(pipe, arguments["size"], arguments["steps"])
     inputs["guidance_scale"] = GUIDANCE
     if name == "loop":
+        pipe.unet.requires_grad_(not arguments["frozen"])
         loop = StraightforwardLoop(pipe.unet, pipe.scheduler, method)
         return lambda: loop.run(inputs["latents"], arguments["steps"])
     cf.enable(pipe, method, max_rows=arguments["max_rows"])
@@ -237,6 +240,7 @@ def main() -> None:
         parser.add_argument(f"--{option}", type=int, default=default)
     parser.add_argument("--size", type=int, default=SIZE, help="sides of the latents")
     parser.add_argument("--max-rows", type=int, default=None)
+    parser.add_argument("--frozen", action="store_true", help="freeze the loop's parameters")
     parser.add_argument("--no-memory", dest="memory", action="store_false")
     parser.add_argument("--json", action="store_true", help="print one JSON document")
     parser.add_argument("--peak-of", choices=CONTENDERS, help=argparse.SUPPRESS)
