@@ -26,9 +26,9 @@ def pytest_collection_modifyitems(config, items):
     no_gpu = pytest.mark.skip(reason="needs a CUDA device")
     slow = pytest.mark.skip(reason="takes minutes; run with -m slow")
     for item in items:
-        if "gpu" in item.keywords and not HAS_GPU:
+        if item.get_closest_marker("gpu") and not HAS_GPU:
             item.add_marker(no_gpu)
-        if "slow" in item.keywords and "slow" not in config.option.markexpr:
+        if item.get_closest_marker("slow") and "slow" not in config.option.markexpr:
             item.add_marker(slow)
 
 

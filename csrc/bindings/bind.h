@@ -4,6 +4,8 @@
 
 #include <cstdint>
 
+#include "ops/stream.h"
+
 // Tensors arrive as addresses, sizes and strides (in elements): a third of a microsecond a call,
 // where one nb::ndarray costs four. The Python op has checked all of them, see ops/_check.py.
 
@@ -14,6 +16,23 @@ T* at(uintptr_t address) {
   return reinterpret_cast<T*>(address);
 }
 
+// Binds an op twice under one name, in `m` and in its submodule cuda: the arguments of `make`, then
+// the instruction set there, device and stream here.
+template <typename Op, typename... Args>
+void bind_op(nanobind::module_& m, const char* name, Op (*make)(Args...),
+             void (*cpu)(const Op&, int), void (*cuda)(const Op&, const Stream&)) {
+  m.def(name, [make, cpu](Args... args, int isa) {
+    const Op op = make(args...);
+    nanobind::gil_scoped_release release;
+    cpu(op, isa);
+  });
+  nanobind::module_ gpu = m.attr("cuda");
+  gpu.def(name, [make, cuda](Args... args, int device, uintptr_t stream) {
+    cuda(make(args...), {device, stream});
+  });
+}
+
+// Each expects a submodule cuda.
 void bind_lora(nanobind::module_& m);
 void bind_latents(nanobind::module_& m);
 void bind_runtime(nanobind::module_& m);

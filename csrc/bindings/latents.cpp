@@ -16,17 +16,33 @@ namespace {
 template <size_t n>
 using Sizes = std::array<int64_t, n>;
 
+RadialAmplitude radial_amplitude_op(uintptr_t mean, uintptr_t profile, uintptr_t latents,
+                                    const Sizes<4>& shape, const Sizes<4>& strides,
+                                    int64_t first_bin, bool log, int dtype) {
+  return {at<float>(mean), at<float>(profile), at<void>(latents), shape[0],   shape[1],  shape[2],
+          shape[3],        strides[0],         strides[1],        strides[2], first_bin, log,
+          DType(dtype)};
+}
+
 void bind_radial_amplitude(nb::module_& m) {
-  m.def("radial_amplitude", [](uintptr_t mean, uintptr_t profile, uintptr_t latents,
-                               const Sizes<4>& shape, const Sizes<4>& strides, int64_t first_bin,
-                               bool log, int dtype, int isa) {
-    const RadialAmplitude op{at<float>(mean), at<float>(profile), at<void>(latents), shape[0],
-                             shape[1],        shape[2],           shape[3],          strides[0],
-                             strides[1],      strides[2],         first_bin,         log,
-                             DType(dtype)};
-    nb::gil_scoped_release release;
-    cpu::radial_amplitude(op, isa);
-  });
+  m.def("radial_amplitude",
+        [](uintptr_t mean, uintptr_t profile, uintptr_t latents, const Sizes<4>& shape,
+           const Sizes<4>& strides, int64_t first_bin, bool log, int dtype, int isa) {
+          const auto op =
+              radial_amplitude_op(mean, profile, latents, shape, strides, first_bin, log, dtype);
+          nb::gil_scoped_release release;
+          cpu::radial_amplitude(op, isa);
+        });
+  nb::module_ gpu = m.attr("cuda");
+  gpu.def("radial_amplitude",
+          [](uintptr_t mean, uintptr_t profile, uintptr_t latents, const Sizes<4>& shape,
+             const Sizes<4>& strides, int64_t first_bin, bool log, int dtype, uintptr_t scratch,
+             int device, uintptr_t stream) {
+            cuda::radial_amplitude(
+                radial_amplitude_op(mean, profile, latents, shape, strides, first_bin, log, dtype),
+                at<float>(scratch), {device, stream});
+          });
+  gpu.def("radial_scratch", cuda::radial_scratch);
 }
 
 // Rows in range, none named twice: two writers of one row would race.
@@ -46,55 +62,48 @@ void check_rows(const int32_t* rows, int64_t count, int64_t limit) {
   }
 }
 
-void bind_cache_refresh(nb::module_& m) {
-  m.def("check_rows", [](uintptr_t rows, int64_t count, int64_t limit) {
-    check_rows(at<int32_t>(rows), count, limit);
-  });
-  m.def("cache_refresh",
-        [](uintptr_t cache, const Sizes<4>& shape, const Sizes<4>& strides, uintptr_t fresh,
-           const Sizes<4>& fresh_strides, uintptr_t rows, int64_t R, int64_t element_size) {
-          const CacheRefresh op{at<void>(cache),
-                                at<void>(fresh),
-                                at<int32_t>(rows),
-                                shape[0],
-                                R,
-                                shape[1],
-                                shape[2],
-                                shape[3],
-                                {strides[0], strides[1], strides[2]},
-                                {fresh_strides[0], fresh_strides[1], fresh_strides[2]},
-                                element_size};
-          nb::gil_scoped_release release;
-          cpu::cache_refresh(op);
-        });
+CacheRefresh cache_refresh_op(uintptr_t cache, const Sizes<4>& shape, const Sizes<4>& strides,
+                              uintptr_t fresh, const Sizes<4>& fresh_strides, uintptr_t rows,
+                              int64_t R, int64_t element_size) {
+  return {at<void>(cache),
+          at<void>(fresh),
+          at<int32_t>(rows),
+          shape[0],
+          R,
+          shape[1],
+          shape[2],
+          shape[3],
+          {strides[0], strides[1], strides[2]},
+          {fresh_strides[0], fresh_strides[1], fresh_strides[2]},
+          element_size};
 }
 
-void bind_combine(nb::module_& m) {
-  m.def("combine", [](uintptr_t out, const Sizes<4>& out_strides, uintptr_t noise,
-                      const Sizes<6>& shape, const Sizes<6>& strides, uintptr_t weights,
-                      bool guided, float guidance_scale, int dtype, int isa) {
-    Combine op{};
-    op.out = at<void>(out);
-    op.noise = at<void>(noise);
-    op.weights = at<float>(weights);
-    op.G = shape[0], op.J = shape[1], op.B = shape[2];
-    op.C = shape[3], op.H = shape[4], op.W = shape[5];
-    for (int i = 0; i < 4; ++i) op.out_strides[i] = out_strides[i];
-    for (int i = 0; i < 5; ++i) op.noise_strides[i] = strides[i];
-    op.guided = guided;
-    op.guidance_scale = guidance_scale;
-    op.dtype = DType(dtype);
-    nb::gil_scoped_release release;
-    cpu::combine(op, isa);
-  });
+Combine combine_op(uintptr_t out, const Sizes<4>& out_strides, uintptr_t noise,
+                   const Sizes<6>& shape, const Sizes<6>& strides, uintptr_t weights, bool guided,
+                   float guidance_scale, int dtype) {
+  Combine op{};
+  op.out = at<void>(out);
+  op.noise = at<void>(noise);
+  op.weights = at<float>(weights);
+  op.G = shape[0], op.J = shape[1], op.B = shape[2];
+  op.C = shape[3], op.H = shape[4], op.W = shape[5];
+  for (int i = 0; i < 4; ++i) op.out_strides[i] = out_strides[i];
+  for (int i = 0; i < 5; ++i) op.noise_strides[i] = strides[i];
+  op.guided = guided;
+  op.guidance_scale = guidance_scale;
+  op.dtype = DType(dtype);
+  return op;
 }
 
 }  // namespace
 
 void bind_latents(nb::module_& m) {
   bind_radial_amplitude(m);
-  bind_cache_refresh(m);
-  bind_combine(m);
+  m.def("check_rows", [](uintptr_t rows, int64_t count, int64_t limit) {
+    check_rows(at<int32_t>(rows), count, limit);
+  });
+  bind_op(m, "cache_refresh", cache_refresh_op, cpu::cache_refresh, cuda::cache_refresh);
+  bind_op(m, "combine", combine_op, cpu::combine, cuda::combine);
 }
 
 }  // namespace cmlora

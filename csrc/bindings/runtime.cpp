@@ -1,3 +1,5 @@
+#include <nanobind/stl/string.h>
+
 #include <stdexcept>
 
 #include "bindings/bind.h"

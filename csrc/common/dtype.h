@@ -3,6 +3,8 @@
 #include <cstdint>
 #include <cstring>
 
+#include "common/host_device.h"
+
 namespace cmlora {
 
 // Order shared with the table of element types in python/cmlora_fast/ops/_check.py.
@@ -22,23 +24,25 @@ inline int64_t element_size(DType dtype) { return dtype == DType::kFloat32 ? 4 :
 
 // Conversions have internal linkage: files built for different instruction sets include them, and
 // the linker must not let one of those copies stand for the others.
-static inline uint32_t float_bits(float value) {
+static inline CMLORA_HOST_DEVICE uint32_t float_bits(float value) {
   uint32_t bits;
   std::memcpy(&bits, &value, sizeof(bits));
   return bits;
 }
 
-static inline float bits_float(uint32_t bits) {
+static inline CMLORA_HOST_DEVICE float bits_float(uint32_t bits) {
   float value;
   std::memcpy(&value, &bits, sizeof(value));
   return value;
 }
 
-static inline float to_float(float value) { return value; }
+static inline CMLORA_HOST_DEVICE float to_float(float value) { return value; }
 
-static inline float to_float(BFloat16 value) { return bits_float(uint32_t(value.bits) << 16); }
+static inline CMLORA_HOST_DEVICE float to_float(BFloat16 value) {
+  return bits_float(uint32_t(value.bits) << 16);
+}
 
-static inline float to_float(Float16 value) {
+static inline CMLORA_HOST_DEVICE float to_float(Float16 value) {
   const uint32_t sign = uint32_t(value.bits & 0x8000u) << 16;
   const uint32_t magnitude = value.bits & 0x7fffu;
   if (magnitude >= 0x7c00u) {  // infinity and NaN keep an all-ones exponent
@@ -49,16 +53,16 @@ static inline float to_float(Float16 value) {
   return bits_float(sign | float_bits(scaled));
 }
 
-static inline void from_float(float value, float* out) { *out = value; }
+static inline CMLORA_HOST_DEVICE void from_float(float value, float* out) { *out = value; }
 
-static inline void from_float(float value, BFloat16* out) {
+static inline CMLORA_HOST_DEVICE void from_float(float value, BFloat16* out) {
   const uint32_t bits = float_bits(value);
   const bool is_nan = (bits & 0x7fffffffu) > 0x7f800000u;
   const uint32_t rounded = bits + 0x7fffu + ((bits >> 16) & 1u);  // to nearest, ties to even
   out->bits = is_nan ? uint16_t((bits >> 16) | 0x40u) : uint16_t(rounded >> 16);
 }
 
-static inline void from_float(float value, Float16* out) {
+static inline CMLORA_HOST_DEVICE void from_float(float value, Float16* out) {
   const uint32_t bits = float_bits(value);
   const uint32_t sign = (bits >> 16) & 0x8000u;
   const uint32_t magnitude = bits & 0x7fffffffu;

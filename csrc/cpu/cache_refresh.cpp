@@ -3,11 +3,11 @@
 #include <cstring>
 
 #include "common/parallel.h"
-#include "cpu/planes.h"
+#include "common/planes.h"
 
 namespace cmlora::cpu {
 
-void cache_refresh(const CacheRefresh& op) {
+void cache_refresh(const CacheRefresh& op, int) {
   const int64_t *to_stride = op.cache_strides, *from_stride = op.fresh_strides;
   const Runs runs = find_runs(op.C, op.H, op.W, to_stride + 1, from_stride + 1);
   const int64_t per_row = runs.outer * runs.inner;

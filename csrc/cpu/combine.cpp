@@ -3,8 +3,8 @@
 #include <vector>
 
 #include "common/parallel.h"
+#include "common/planes.h"
 #include "cpu/kernels.h"
-#include "cpu/planes.h"
 
 namespace cmlora::cpu {
 

@@ -28,8 +28,9 @@ void check_offsets(const char* op, const char* name, const int32_t* offsets, int
 
 }  // namespace
 
-void check_row_table(const char* op, const RowTable& table, int64_t total_rank) {
-  check_offsets(op, "slots", table.slots, table.slot_count, total_rank, "the ranks in a and b");
+void check_row_table(const char* op, const RowTable& table) {
+  check_offsets(op, "slots", table.slots, table.slot_count, table.total_rank,
+                "the ranks in a and b");
   check_offsets(op, "row_ptr", table.row_ptr, table.rows, table.entries, "the size of row_slot");
   for (int64_t i = table.row_ptr[0]; i < table.row_ptr[table.rows]; ++i) {
     if (table.row_slot[i] < 0 || table.row_slot[i] >= table.slot_count) {

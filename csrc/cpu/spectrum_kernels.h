@@ -12,7 +12,7 @@ namespace cmlora::cpu {
 
 // Channel mean; columns c and c + pairs become the parts of one complex column.
 template <typename Simd, typename T>
-void load_columns(const SpectrumImage& image, Complexes to) {
+void load_columns(const SpectrumImage& image, Complexes<double> to) {
   const SpectrumPlan& plan = *image.plan;
   const T* latents = static_cast<const T*>(image.latents);
   for (int64_t h = 0; h < plan.H; ++h) {
@@ -32,7 +32,7 @@ void load_columns(const SpectrumImage& image, Complexes to) {
 // Takes the spectra of two real columns apart, X and Y of Z = X + iY, and turns them:
 // from [H, pairs] to [W, half].
 template <typename Simd>
-void split_pairs(const SpectrumPlan& plan, Complexes from, Complexes to) {
+void split_pairs(const SpectrumPlan& plan, Complexes<double> from, Complexes<double> to) {
   for (int64_t k = 0; k < plan.half; ++k) {
     const int64_t mirror = k == 0 ? 0 : plan.H - k;
     for (int64_t c = 0; c < plan.pairs; ++c) {
@@ -49,7 +49,7 @@ void split_pairs(const SpectrumPlan& plan, Complexes from, Complexes to) {
 
 // sums[bin] = mean amplitude per radius; `spectrum` is overwritten.
 template <typename Simd>
-void bin_amplitudes(const SpectrumImage& image, Complexes spectrum, double* sums) {
+void bin_amplitudes(const SpectrumImage& image, Complexes<double> spectrum, double* sums) {
   const SpectrumPlan& plan = *image.plan;
   const int64_t cells = plan.W * plan.half;
   double* amplitude = spectrum.re;
@@ -76,12 +76,12 @@ void radial_amplitude(const SpectrumImage& image) {
   const SpectrumPlan& plan = *image.plan;
   const int64_t size = (plan.scratch_size - plan.bins) / 4;
   double* scratch = image.scratch;
-  Complexes first{scratch, scratch + size}, second{scratch + 2 * size, scratch + 3 * size};
+  Complexes<double> first{scratch, scratch + size}, second{scratch + 2 * size, scratch + 3 * size};
   double* profile = scratch + 4 * size;
 
   load_columns<Simd, T>(image, first);
-  const Complexes columns = fft(first, second, plan.h_roots(), plan.pairs);
-  const Complexes other = columns.re == first.re ? second : first;
+  const Complexes<double> columns = fft(first, second, plan.h_roots(), plan.pairs);
+  const Complexes<double> other = columns.re == first.re ? second : first;
   split_pairs<Simd>(plan, columns, other);
   bin_amplitudes<Simd>(image, fft(other, columns, plan.w_roots(), plan.half), profile);
 

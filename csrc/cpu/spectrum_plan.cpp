@@ -5,6 +5,8 @@
 #include <list>
 #include <mutex>
 
+#include "common/radius.h"
+
 namespace cmlora::cpu {
 namespace {
 
@@ -19,8 +21,6 @@ void fill_roots(int64_t n, std::vector<double>* re, std::vector<double>* im) {
     (*im)[j] = std::sin(turn * double(j) / double(n));
   }
 }
-
-int64_t radius(int64_t ky, int64_t kx) { return int64_t(std::sqrt(double(ky * ky + kx * kx))); }
 
 }  // namespace
 

@@ -12,8 +12,8 @@ namespace cmlora::cpu {
 struct SpectrumPlan {
   SpectrumPlan(int64_t H, int64_t W);
 
-  Roots h_roots() const { return {h_cos.data(), h_sin.data(), H}; }
-  Roots w_roots() const { return {w_cos.data(), w_sin.data(), W}; }
+  Roots<double, int64_t> h_roots() const { return {h_cos.data(), h_sin.data(), H}; }
+  Roots<double, int64_t> w_roots() const { return {w_cos.data(), w_sin.data(), W}; }
 
   int64_t H;
   int64_t W;

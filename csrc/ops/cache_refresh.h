@@ -2,6 +2,8 @@
 
 #include <cstdint>
 
+#include "ops/stream.h"
+
 namespace cmlora {
 
 // cache[rows[i]] = fresh[i].
@@ -20,7 +22,11 @@ struct CacheRefresh {
 };
 
 namespace cpu {
-void cache_refresh(const CacheRefresh& op);
+void cache_refresh(const CacheRefresh& op, int isa);  // a copy: all instruction sets run the same
+}
+
+namespace cuda {
+void cache_refresh(const CacheRefresh& op, const Stream& stream);
 }
 
 }  // namespace cmlora

@@ -3,6 +3,7 @@
 #include <cstdint>
 
 #include "common/dtype.h"
+#include "ops/stream.h"
 
 namespace cmlora {
 
@@ -26,6 +27,10 @@ struct Combine {
 
 namespace cpu {
 void combine(const Combine& op, int isa);
+}
+
+namespace cuda {
+void combine(const Combine& op, const Stream& stream);
 }
 
 }  // namespace cmlora

@@ -1,8 +1,11 @@
 #pragma once
 
+#include <string>
+
 namespace cmlora::cuda {
 
-// Null when this build has CUDA kernels, else why it has none.
-const char* missing();
+// Why this build has no CUDA kernels or this machine no driver for them; empty when both are there.
+// Creates no CUDA context.
+std::string missing();
 
 }  // namespace cmlora::cuda

@@ -4,6 +4,7 @@
 
 #include "common/dtype.h"
 #include "ops/row_table.h"
+#include "ops/stream.h"
 
 namespace cmlora {
 
@@ -26,6 +27,10 @@ struct LoraDelta {
 
 namespace cpu {
 void lora_delta(const LoraDelta& op, int isa);
+}
+
+namespace cuda {
+void lora_delta(const LoraDelta& op, const Stream& stream);
 }
 
 }  // namespace cmlora

@@ -4,6 +4,7 @@
 
 #include "common/dtype.h"
 #include "ops/row_table.h"
+#include "ops/stream.h"
 
 namespace cmlora {
 
@@ -22,6 +23,10 @@ struct LoraFold {
 
 namespace cpu {
 void lora_fold(const LoraFold& op, int isa);
+}
+
+namespace cuda {
+void lora_fold(const LoraFold& op, const Stream& stream);
 }
 
 }  // namespace cmlora

@@ -3,6 +3,7 @@
 #include <cstdint>
 
 #include "common/dtype.h"
+#include "ops/stream.h"
 
 namespace cmlora {
 
@@ -27,5 +28,12 @@ struct RadialAmplitude {
 namespace cpu {
 void radial_amplitude(const RadialAmplitude& op, int isa);
 }
+
+namespace cuda {
+// `scratch`: radial_scratch(H, W) floats per image, in device memory; none where that is 0.
+void radial_amplitude(const RadialAmplitude& op, float* scratch, const Stream& stream);
+
+int64_t radial_scratch(int64_t H, int64_t W, int device);
+}  // namespace cuda
 
 }  // namespace cmlora

@@ -14,10 +14,11 @@ struct RowTable {
   int64_t slot_count;
   int64_t rows;
   int64_t entries;
+  int64_t total_rank;  // ranks that a and b hold
 };
 
 // Throws std::invalid_argument, naming the op, unless every index lies inside its array.
-void check_row_table(const char* op, const RowTable& table, int64_t total_rank);
+void check_row_table(const char* op, const RowTable& table);
 
 // A matrix of any strides, counted in elements.
 struct Matrix {

@@ -14,6 +14,7 @@ from .. import _C
 
 NAMES = ("cpu", "cuda", "triton", "torch")
 ISAS = tuple(name for name, _, _ in _C.isas())
+OLDEST_GPU = (8, 0)  # compute capability of the oldest architecture that CMake compiles for
 
 _BEST_ISA = _C.best_isa()
 _forced_isa = contextvars.ContextVar("cmlora_fast_isa", default=None)
@@ -69,13 +70,37 @@ def pick(op: str, tensor: Tensor, kernels: Collection[str], *, matmul: bool = Fa
             return "torch"
         if tensor.is_cpu:
             return "cpu" if "cpu" in kernels else "torch"
-        return "triton" if tensor.is_cuda and "triton" in kernels and _has_triton() else "torch"
+        return _pick_on_gpu(tensor, kernels) if tensor.is_cuda else "torch"
     if forced not in kernels:
         return "torch"
     wants_cpu = forced == "cpu" or (forced == "triton" and _interprets())
-    if wants_cpu != tensor.is_cpu:
+    if wants_cpu != tensor.is_cpu or (forced == "cuda" and not _runs_cuda(tensor.get_device())):
         raise RuntimeError(f"{op}: backend {forced!r} does not run on {tensor.device} here")
     return forced
+
+
+def launch(kernel: str, backend: str, tensor: Tensor, *arguments) -> None:
+    """Run a kernel of ``_C`` on the device of ``tensor``, on its current stream."""
+    if backend == "cpu":
+        getattr(_C, kernel)(*arguments, isa())
+    else:
+        device = tensor.get_device()
+        stream = torch._C._cuda_getCurrentRawStream(device)
+        getattr(_C.cuda, kernel)(*arguments, device, stream)
+
+
+def _pick_on_gpu(tensor: Tensor, kernels: Collection[str]) -> str:
+    if "cuda" in kernels and _runs_cuda(tensor.get_device()):
+        return "cuda"
+    return "triton" if "triton" in kernels and _has_triton() else "torch"
+
+
+@functools.cache
+def _runs_cuda(device: int) -> bool:
+    """Whether our CUDA kernels run on this GPU."""
+    if _C.cuda_missing() or device < 0:
+        return False
+    return torch.cuda.get_device_capability(device) >= OLDEST_GPU
 
 
 def _isa_index(name: str) -> int:
@@ -113,9 +138,20 @@ def _cpu() -> dict:
 
 
 def _cuda() -> dict:
-    missing = _C.cuda_missing()
+    reason = _C.cuda_missing() or _torch_misses_cuda()
     detail = {"torch_cuda": torch.version.cuda, "devices": _devices()}
-    return _entry(missing is None, missing or "CUDA kernels of this build", **detail)
+    return _entry(not reason, reason or "CUDA kernels of this build", **detail)
+
+
+def _torch_misses_cuda() -> str:
+    """Why torch gives our CUDA kernels no tensors to work on; empty if it does."""
+    if torch.version.cuda is None:
+        return "this torch is built without CUDA (https://pytorch.org lists builds with it)"
+    if not torch.cuda.is_available():
+        return f"torch, built for CUDA {torch.version.cuda}, sees no GPU"
+    if not any(_runs_cuda(device) for device in range(torch.cuda.device_count())):
+        return "no GPU of compute capability 8.0 or newer"
+    return ""
 
 
 def _triton() -> dict:

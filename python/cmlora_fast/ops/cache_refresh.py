@@ -15,7 +15,7 @@ from ._check import (
     wrote,
 )
 from ._register import register
-from .backends import pick
+from .backends import launch, pick
 
 
 @register(mutates_args=("cache",))
@@ -42,9 +42,12 @@ def cache_refresh_(cache: Tensor, fresh: Tensor, rows: Tensor) -> None:
     check_no_grad(op, "use torch.no_grad()", cache, fresh)
     if cache.is_cpu:
         _C.check_rows(rows.data_ptr(), rows.numel(), cache.shape[0])
-    backend = pick(op, cache, ("cpu", "triton"))
-    if backend == "cpu":
-        _C.cache_refresh(
+    backend = pick(op, cache, ("cpu", "cuda", "triton"))
+    if backend in ("cpu", "cuda"):
+        launch(
+            "cache_refresh",
+            backend,
+            cache,
             cache.data_ptr(),
             cache.shape,
             cache.stride(),

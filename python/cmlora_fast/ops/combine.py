@@ -3,7 +3,6 @@
 import torch
 from torch import Tensor
 
-from .. import _C
 from . import reference
 from ._check import (
     DTYPES,
@@ -15,7 +14,7 @@ from ._check import (
     wrote,
 )
 from ._register import register
-from .backends import isa, pick
+from .backends import launch, pick
 
 
 def _check(op: str, out: Tensor, noise: Tensor, weights: Tensor, guided: bool) -> None:
@@ -44,7 +43,7 @@ def combine_(
     """
     op, guided = "combine_", guidance_scale is not None
     _check(op, out, noise, weights, guided)
-    backend = pick(op, out, ("cpu", "triton"))
+    backend = pick(op, out, ("cpu", "cuda", "triton"))
     if backend == "torch":
         return reference.combine_(out, noise, weights, guidance_scale)
     if backend == "triton":
@@ -53,7 +52,10 @@ def combine_(
         kernel(out, noise, weights, guidance_scale)
         return wrote(out)
     strides = out.stride() if guided else out.stride()[1:]
-    _C.combine(
+    launch(
+        "combine",
+        backend,
+        out,
         out.data_ptr(),
         (0 if guided else out.stride(0), *strides[:3]),
         noise.data_ptr(),
@@ -63,6 +65,5 @@ def combine_(
         guided,
         guidance_scale if guided else 0.0,
         DTYPES[out.dtype],
-        isa(),
     )
     wrote(out)

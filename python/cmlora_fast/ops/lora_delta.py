@@ -16,7 +16,9 @@ from ._check import (
     wrote,
 )
 from ._register import register
-from .backends import isa, pick
+from .backends import launch, pick
+
+KERNELS = ("cpu", "cuda", "triton")
 
 
 def _check(op: str, x: Tensor, a: Tensor, b: Tensor, y: Tensor | None = None) -> None:
@@ -32,8 +34,11 @@ def _check(op: str, x: Tensor, a: Tensor, b: Tensor, y: Tensor | None = None) ->
         raise shape_error(op, "a contiguous last dimension of x and y", *tensors[:-2])
 
 
-def _run(y: Tensor, x: Tensor, a: Tensor, b: Tensor, table: "_C.RowTable") -> None:
-    _C.lora_delta(
+def _run(backend: str, y: Tensor, x: Tensor, a: Tensor, b: Tensor, table: "_C.RowTable") -> None:
+    launch(
+        "lora_delta",
+        backend,
+        y,
         table,
         y.data_ptr(),
         x.data_ptr(),
@@ -46,7 +51,6 @@ def _run(y: Tensor, x: Tensor, a: Tensor, b: Tensor, table: "_C.RowTable") -> No
         *y.stride()[:2],
         *x.stride()[:2],
         DTYPES[y.dtype],
-        isa(),
     )
 
 
@@ -82,9 +86,9 @@ def lora_delta_(
         raise shape_error(op, "y without overlap, in itself or with x", y, x)
     check_no_grad(op, "use lora_delta, or torch.no_grad()", y, x, a, b)
     table = check_row_table(op, y, x.shape[0], a.shape[0], tables)
-    backend = pick(op, y, ("cpu", "triton"), matmul=True)
-    if backend == "cpu":
-        _run(y, x, a, b, table)
+    backend = pick(op, y, KERNELS, matmul=True)
+    if backend in ("cpu", "cuda"):
+        _run(backend, y, x, a, b, table)
         wrote(y)
     elif backend == "triton":
         from ..triton_kernels.lora_delta import lora_delta_ as kernel
@@ -127,12 +131,12 @@ def lora_delta(
     op, tables = "lora_delta", (slots, row_ptr, row_slot, row_scale)
     _check(op, x, a, b)
     table = check_row_table(op, x, x.shape[0], a.shape[0], tables)
-    backend = pick(op, x, ("cpu", "triton"), matmul=True)
+    backend = pick(op, x, KERNELS, matmul=True)
     if backend == "torch":
         return reference.lora_delta(x, a, b, *tables)
     y = x.new_zeros(x.shape[0], x.shape[1], b.shape[0])
-    if backend == "cpu":
-        _run(y, x, a, b, table)
+    if backend in ("cpu", "cuda"):
+        _run(backend, y, x, a, b, table)
     else:
         from ..triton_kernels.lora_delta import lora_delta_ as kernel
 

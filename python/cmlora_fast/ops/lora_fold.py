@@ -2,11 +2,10 @@
 
 from torch import Tensor
 
-from .. import _C
 from . import reference
 from ._check import DTYPES, check_floats, check_row_table, last_contiguous, shape_error
 from ._register import register
-from .backends import isa, pick
+from .backends import launch, pick
 
 
 def _fake(w, a, b, slots, row_ptr, row_slot, row_scale):
@@ -45,10 +44,14 @@ def lora_fold(
     if not last_contiguous(w):
         raise shape_error(op, "a contiguous last dimension of w", w)
     table = check_row_table(op, w, None, a.shape[0], tables)
-    if pick(op, w, ("cpu",), matmul=True) == "torch":
+    backend = pick(op, w, ("cpu", "cuda"), matmul=True)
+    if backend == "torch":
         return reference.lora_fold(w.detach(), a.detach(), b.detach(), *tables)
     folded = w.new_empty(row_ptr.shape[0] - 1, *w.shape)
-    _C.lora_fold(
+    launch(
+        "lora_fold",
+        backend,
+        w,
         table,
         folded.data_ptr(),
         w.data_ptr(),
@@ -60,6 +63,5 @@ def lora_fold(
         w.shape[1],
         w.shape[0],
         DTYPES[w.dtype],
-        isa(),
     )
     return folded

@@ -7,7 +7,7 @@ from .. import _C
 from . import reference
 from ._check import DTYPES, check_floats, last_contiguous, shape_error
 from ._register import register
-from .backends import isa, pick
+from .backends import launch, pick
 
 
 def _fake(latents, cutoff=0.2, log=False):
@@ -43,10 +43,11 @@ def radial_amplitude(
         raise shape_error(op, "latents [B, C, H, W], contiguous in W", latents)
     if not cutoff >= 0:
         raise ValueError(f"{op}: expected cutoff >= 0; got {cutoff}")
-    if pick(op, latents, ("cpu",)) == "torch":
+    backend = pick(op, latents, ("cpu", "cuda"))
+    if backend == "torch":
         return reference.radial_amplitude(latents.detach(), cutoff, log)
     mean, profile = _fake(latents)
-    _C.radial_amplitude(
+    arguments = (
         mean.data_ptr(),
         profile.data_ptr(),
         latents.data_ptr(),
@@ -55,6 +56,11 @@ def radial_amplitude(
         reference.first_bin(*latents.shape[2:], cutoff),
         log,
         DTYPES[latents.dtype],
-        isa(),
     )
+    if backend == "cuda":
+        # Images too large for a block's shared memory; the caller's stream keeps it alive.
+        floats = _C.cuda.radial_scratch(*latents.shape[2:], latents.get_device())
+        scratch = mean.new_empty(latents.shape[0] * floats)
+        arguments += (scratch.data_ptr(),)
+    launch("radial_amplitude", backend, latents, *arguments)
     return mean, profile

@@ -2,7 +2,7 @@
 
 #include <cstdint>
 
-namespace cmlora::cpu {
+namespace cmlora {
 
 // How the planes [C, H, W] of two tensors fall into runs that are contiguous in both.
 struct Runs {
@@ -18,4 +18,4 @@ inline Runs find_runs(int64_t C, int64_t H, int64_t W, const int64_t p[2], const
   return {C * H * W, 1, 1};
 }
 
-}  // namespace cmlora::cpu
+}  // namespace cmlora

@@ -1,0 +1,205 @@
+"""The CUDA kernels' own code, run on the CPU: see tests/host_cuda.py."""
+
+import pytest
+import torch
+from cmlora_fast.ops import reference
+from host_cuda import HostCuda, build, guarded
+from op_checks import MIXES, RowTable, assert_as_good
+
+SHARED = 227 << 10
+
+
+@pytest.fixture(scope="module")
+def library(tmp_path_factory):
+    return build(tmp_path_factory.mktemp("cuda")) or pytest.skip("needs g++")
+
+
+@pytest.fixture
+def cuda(library):
+    return HostCuda(library)
+
+
+def lora_inputs(mix, shape, dtype):
+    tokens, K, N = shape
+    rows, total = len(mix.rows), mix.total_rank
+    y, x = torch.randn(rows, tokens, N), torch.randn(rows, tokens, K)
+    a, b = torch.randn(total, K) / K**0.5, torch.randn(N, total)
+    return *(guarded(tensor.to(dtype)) for tensor in (y, x, a, b)), *mix.tensors()
+
+
+def check_delta(cuda, y, x, *rest):
+    exact, twin = y.double(), y.clone()
+    reference.lora_delta_(exact, x.double(), *(t.double() for t in rest[:2]), *rest[2:])
+    terms = y.double().abs()
+    positive = (t.double().abs() for t in (x, *rest[:2]))
+    reference.lora_delta_(terms, *positive, *rest[2:5], rest[5].abs())
+    reference.lora_delta_(twin, x, *rest)
+    cuda.lora_delta_(y, x, *rest)
+    assert_as_good(y, twin, exact, terms)
+
+
+MANY_RANKS = RowTable([100, 60, 7, 130], [[(0, 0.5), (1, -1.0), (2, 1.0), (3, 0.3)], [(1, 2.0)]])
+MANY_ADAPTERS = RowTable([3] * 70, [[(slot, 0.1) for slot in range(70)]])  # three chunks of a warp
+
+DELTA_CASES = {
+    **{f"{name}, odd sizes": (mix, (13, 37, 41)) for name, mix in MIXES.items()},
+    **{f"{name}, vectors": (mix, (13, 40, 72)) for name, mix in MIXES.items()},
+    "several tiles": (MIXES["each its own"], (70, 72, 136)),
+    "many ranks": (MANY_RANKS, (17, 40, 72)),
+    "many adapters": (MANY_ADAPTERS, (5, 16, 24)),
+    "smallest": (MIXES["one"], (1, 1, 1)),
+}
+
+
+@pytest.mark.parametrize("mix, shape", DELTA_CASES.values(), ids=DELTA_CASES.keys())
+def test_lora_delta(cuda, mix, shape, dtype):
+    check_delta(cuda, *lora_inputs(mix, shape, dtype))
+
+
+@pytest.mark.parametrize("shape", [(17, 40, 72), (17, 37, 41)], ids=["vectors", "odd sizes"])
+def test_ranks_that_do_not_fit(cuda, shape, dtype):
+    cuda.device(shared_bytes=2 * 9408)  # two tiles of 32 ranks; the row has ten
+    check_delta(cuda, *lora_inputs(MANY_RANKS, shape, dtype))
+
+
+def test_lora_delta_keeps_to_its_rows_and_columns(cuda, dtype):
+    mix = MIXES["base row"]
+    _, x, a, b, *tables = lora_inputs(mix, (19, 24, 40), dtype)
+    wide = torch.randn(3, 25, 64).to(dtype)
+    before, y = wide.clone(), wide[:, 3:22, 8:48]
+    y[0, 0, 0] = float("nan")  # of the base row
+    check_delta(cuda, y, x[:1].expand(3, -1, -1), a, b.T.contiguous().T, *tables)
+    assert torch.equal(y[0, 1:], before[0, 4:22, 8:48])
+    y.copy_(before[:, 3:22, 8:48])
+    assert torch.equal(wide, before)
+
+
+def test_unused_adapters_are_not_read(cuda, dtype):
+    mix = RowTable([8, 5, 8], [[(0, 1.0)], [(2, 0.5)]])
+    y, x, a, b, *tables = lora_inputs(mix, (5, 16, 8), dtype)
+    a[8:13] = b[:, 8:13] = float("nan")
+    check_delta(cuda, y, x, a, b, *tables)
+    assert y.isfinite().all()
+
+
+@pytest.mark.parametrize("value", [1e4, 1e-6, 0.0])
+def test_extreme_values(cuda, value, dtype):
+    y, x, a, b, *tables = lora_inputs(MIXES["plain"], (13, 40, 48), dtype)
+    if dtype == torch.float16 and value > 1:
+        a *= 8  # sums of the ranks pass 65504, y does not
+        b /= 4000
+    check_delta(cuda, y, (x * value).to(dtype), a, b, *tables)
+
+
+def test_infinity_and_nan_stay_in_their_token(cuda):
+    y, x, a, b, *tables = lora_inputs(MIXES["one"], (5, 16, 8), torch.float16)
+    x[0, 1, 3], x[0, 3, 0] = float("inf"), float("nan")
+    twin = y.clone()
+    reference.lora_delta_(twin, x, a, b, *tables)
+    cuda.lora_delta_(y, x, a, b, *tables)
+    assert torch.equal(y.isfinite(), twin.isfinite())
+
+
+def test_lora_delta_does_not_depend_on_the_launch(cuda, dtype):
+    y, *rest = lora_inputs(MIXES["plain"], (40, 40, 136), dtype)
+    results = []
+    for processors, reversed_order in ((1, False), (132, False), (132, True)):
+        cuda.device(processors, reversed_order=reversed_order)
+        results.append(y.clone())
+        cuda.lora_delta_(results[-1], *rest)
+    x, a, b, slots, row_ptr, *entries = rest
+    part = y[1:, 3:30].clone()  # other tiles, other neighbours
+    cuda.lora_delta_(part, x[1:, 3:30], a, b, slots, row_ptr[1:].clone(), *entries)
+    assert torch.equal(results[0], results[1]) and torch.equal(results[1], results[2])
+    assert torch.equal(part, results[0][1:, 3:30])
+
+
+@pytest.mark.parametrize("shape", [(41, 37), (64, 72), (130, 66)], ids=str)
+@pytest.mark.parametrize("mix", ["plain", "base row", "repeated", "no entries", "no rows"])
+def test_lora_fold(cuda, mix, shape, dtype):
+    mix = MIXES[mix]
+    w = torch.randn(shape).to(dtype)
+    a, b = torch.randn(mix.total_rank, shape[1]), torch.randn(mix.total_rank, shape[0]).T
+    a, b, tables = a.to(dtype), b.to(dtype), mix.tensors()
+    exact = reference.lora_fold(w.double(), a.double(), b.double(), *tables)
+    twin = reference.lora_fold(w, a, b, *tables)
+    for reversed_order in (False, True):
+        cuda.device(reversed_order=reversed_order)
+        ours = cuda.lora_fold(w, a, b, *tables)
+        assert_as_good(ours, twin, exact)
+    for row, entries in enumerate(mix.rows):
+        assert entries or torch.equal(ours[row], w)
+
+
+CACHES = {  # the cache [9 channels of 16] and the fresh features, by size and how they are cut
+    "vectors": ((4, 8, 8), slice(None), slice(None)),
+    "rows of odd length": ((4, 5, 7), slice(None), slice(None)),
+    "a window": ((4, 5, 20), slice(1, 4), slice(3, 18)),
+    "wide rows": ((4, 5, 24), slice(None), slice(8, 16)),
+    "one channel": ((1, 40, 31), slice(None), slice(None)),
+}
+
+
+@pytest.mark.parametrize("size, h, w", CACHES.values(), ids=CACHES.keys())
+def test_cache_refresh(cuda, size, h, w, dtype):
+    C, H, W = size
+    buffer = torch.randn(5, C + 4, H, W).to(dtype)
+    fresh = torch.randn(3, C, H, W).to(dtype)[..., h, w]
+    rows, expected = torch.tensor([4, 0, 3], dtype=torch.int32), buffer.clone()
+    expected[[4, 0, 3], 2 : 2 + C, h, w] = fresh
+    cuda.cache_refresh_(buffer[:, 2 : 2 + C, h, w], fresh, rows)
+    assert torch.equal(buffer, expected)
+
+
+def test_cache_refresh_of_many_elements(cuda):
+    buffer, fresh = torch.zeros(2, 12, 32, 32), torch.randn(1, 9, 32, 32)
+    cuda.cache_refresh_(buffer[:, :9], fresh, torch.tensor([1], dtype=torch.int32))
+    assert torch.equal(buffer[1:, :9], fresh) and not buffer[0].any() and not buffer[1, 9:].any()
+
+
+@pytest.mark.parametrize("scale", [None, 7.5])
+@pytest.mark.parametrize("size", [(2, 3, 2, 4, 8, 8), (2, 1, 3, 4, 9, 7), (2, 5, 1, 4, 24, 16)])
+@pytest.mark.parametrize("turned", [False, True], ids=["plain", "turned"])
+def test_combine(cuda, size, scale, turned, dtype):
+    noise, weights = torch.randn(size).to(dtype), torch.randn(size[1:3])
+    if turned:
+        noise = noise.transpose(3, 4).contiguous().transpose(3, 4)
+    out = torch.zeros(noise.shape[2:] if scale else (2, *noise.shape[2:])).to(dtype)
+    exact, twin, out = out.double(), out.clone(), guarded(out)
+    reference.combine_(exact, noise.double(), weights, scale)
+    reference.combine_(twin, noise, weights, scale)
+    cuda.combine_(out, noise, weights, scale)
+    assert_as_good(out, twin, exact)
+
+
+@pytest.mark.parametrize("log", [False, True], ids=["linear", "log"])
+@pytest.mark.parametrize(
+    "size", [(1, 1), (64, 64), (16, 24), (24, 88), (15, 25), (2, 7), (31, 10)], ids=str
+)
+def test_radial_amplitude(cuda, size, log, dtype):
+    latents = torch.randn(2, 4, *size).to(dtype)
+    exact_mean, exact = reference.radial_amplitude(latents.double(), log=log)
+    twin_mean, twin = reference.radial_amplitude(latents, log=log)
+    mean, profile = cuda.radial_amplitude(latents, log=log)
+    assert_as_good(profile, twin, exact)
+    assert_as_good(mean, twin_mean, exact_mean)
+
+
+def test_radial_amplitude_in_scratch_memory(cuda):
+    latents = torch.randn(3, 5, 20, 40)[:, 1:, 2:18, 4:36]
+    mean, profile = cuda.radial_amplitude(latents)
+    cuda.device(shared_bytes=4 << 10)
+    again, same = cuda.radial_amplitude(latents)
+    cuda.device(reversed_order=True)
+    third, _ = cuda.radial_amplitude(latents)
+    assert torch.equal(mean, again) and torch.equal(profile, same) and torch.equal(mean, third)
+
+
+def test_radial_amplitude_of_empty_bands_and_images(cuda):
+    latents = torch.randn(3, 4, 16, 16)
+    latents[1] = 0
+    latents[2, 0, 3, 4] = float("nan")
+    mean, _ = cuda.radial_amplitude(latents)
+    assert mean[0].isfinite() and mean[1:].isnan().all()
+    mean, profile = cuda.radial_amplitude(latents[:1], 80.0)
+    assert mean.isnan().all() and profile.isfinite().all()
