@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 SOURCES := pyproject.toml constraints.txt CMakeLists.txt $(wildcard csrc/*.cpp csrc/*/*.cpp csrc/*/*.h)
 
-.PHONY: build check test demo bench
+.PHONY: build check test gpu-build demo bench
 build: .venv/ready
 
 .venv/torch: constraints.txt
@@ -18,10 +18,14 @@ build: .venv/ready
 check: build
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/clang-format --dry-run --Werror $(wildcard csrc/*.cpp csrc/*/*.cpp csrc/*/*.h csrc/*/*.cu)
+	$(BIN)/clang-format --dry-run --Werror $(wildcard csrc/*/*.cpp csrc/*/*.h csrc/*/*.cu tests/cuda_host/*.* tests/cuda_host/*/*.h)
 
 test: build
 	$(BIN)/pytest
+
+# Compiles the kernels for GPUs, which needs none: nvcc from the path or a wheel, and triton.
+gpu-build: build
+	$(BIN)/python -m cmlora_fast.benchmarks.gpu_build
 
 demo: build
 	$(BIN)/cmlora demo --out out

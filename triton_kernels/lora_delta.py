@@ -5,36 +5,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-
-@triton.jit
-def _total_rank(slots_ptr, row_slot_ptr, start, end):
-    total = 0
-    for entry in range(start, end):
-        slot = tl.load(row_slot_ptr + entry)
-        total += tl.load(slots_ptr + slot + 1) - tl.load(slots_ptr + slot)
-    return total
+from .rank_lanes import block_of_ranks, rank_lanes, total_rank
+from .tuning import config_of
 
 
 @triton.jit
-def _lanes(slots_ptr, row_slot_ptr, row_scale_ptr, start, end, first, BLOCK_R: tl.constexpr):
-    """Rank in the slabs and scale of the lanes from `first` on, a row's adapters side by side."""
-    lane = first + tl.arange(0, BLOCK_R)
-    rank = tl.zeros([BLOCK_R], tl.int32) - 1  # -1: past the last adapter
-    scale = tl.zeros([BLOCK_R], tl.float32)
-    begin = 0
-    for entry in range(start, end):
-        slot = tl.load(row_slot_ptr + entry)
-        base = tl.load(slots_ptr + slot)
-        stop = begin + tl.load(slots_ptr + slot + 1) - base
-        inside = (lane >= begin) & (lane < stop)
-        rank = tl.where(inside, base + lane - begin, rank)
-        scale = tl.where(inside, tl.load(row_scale_ptr + entry), scale)
-        begin = stop
-    return rank, scale
-
-
-@triton.jit
-def _shrink(
+def shrink(
     x_ptr,  # [tokens, K] of this row
     a_ptr,  # [ΣR, K]
     token,
@@ -64,7 +40,7 @@ def _shrink(
 
 
 @triton.jit
-def _expand(
+def expand(
     hidden,  # [BLOCK_M, BLOCK_R] float32
     b_ptr,  # [N, ΣR]
     n,
@@ -116,31 +92,31 @@ def _lora_delta_kernel(
 ):
     row = tl.program_id(1)
     start, end = tl.load(row_ptr_ptr + row), tl.load(row_ptr_ptr + row + 1)
-    total = _total_rank(slots_ptr, row_slot_ptr, start, end)
+    total = total_rank(slots_ptr, row_slot_ptr, start, end)
     if total == 0:
         return  # the base row keeps its bits
     x_ptr += row.to(tl.int64) * x_row_stride
     y_ptr += row.to(tl.int64) * y_row_stride
     token = (tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)).to(tl.int64)
-    rank, scale = _lanes(slots_ptr, row_slot_ptr, row_scale_ptr, start, end, 0, BLOCK_R)
-    hidden = _shrink(
+    rank, scale = rank_lanes(slots_ptr, row_slot_ptr, row_scale_ptr, start, end, 0, BLOCK_R)
+    hidden = shrink(
         x_ptr, a_ptr, token, rank, scale, tokens, K, x_token_stride, a_row_stride, a_col_stride,
         BLOCK_M, BLOCK_K, BLOCK_R, PRECISION,
     )  # fmt: skip
     for first_n in range(0, N, BLOCK_N):
         n = first_n + tl.arange(0, BLOCK_N)
-        delta = _expand(hidden, b_ptr, n, rank, N, b_row_stride, b_col_stride, PRECISION)
+        delta = expand(hidden, b_ptr, n, rank, N, b_row_stride, b_col_stride, PRECISION)
         # Ranks past the first BLOCK_R are shrunk again for every block of columns: rare, and the
         # alternative is a workspace or a second rounding of y.
         for first in range(BLOCK_R, total, BLOCK_R):
-            more, factor = _lanes(
+            more, factor = rank_lanes(
                 slots_ptr, row_slot_ptr, row_scale_ptr, start, end, first, BLOCK_R
             )
-            extra = _shrink(
+            extra = shrink(
                 x_ptr, a_ptr, token, more, factor, tokens, K, x_token_stride, a_row_stride,
                 a_col_stride, BLOCK_M, BLOCK_K, BLOCK_R, PRECISION,
             )  # fmt: skip
-            delta += _expand(extra, b_ptr, n, more, N, b_row_stride, b_col_stride, PRECISION)
+            delta += expand(extra, b_ptr, n, more, N, b_row_stride, b_col_stride, PRECISION)
         y_at = y_ptr + token[:, None] * y_token_stride + n[None, :]
         mask = (token[:, None] < tokens) & (n[None, :] < N)
         y = tl.load(y_at, mask=mask, other=0.0).to(tl.float32) + delta
@@ -160,12 +136,15 @@ def lora_delta_(
     rows, tokens, K = x.shape
     if not y.numel():
         return
-    BLOCK_M, BLOCK_N, BLOCK_K = 64, 64, 64
-    BLOCK_R = min(128, max(16, triton.next_power_of_2(a.shape[0])))  # tl.dot needs at least 16
-    # Three products of 19-bit floats come within float32's rounding, on tensor cores.
-    precision = "tf32x3" if y.dtype == torch.float32 else "ieee"
-    _lora_delta_kernel[(triton.cdiv(tokens, BLOCK_M), rows)](
+    BLOCK_R = block_of_ranks(a, slots, row_ptr, row_slot)
+    config = config_of("lora_delta_", x, N=y.shape[2], rank=BLOCK_R)
+    _lora_delta_kernel[(triton.cdiv(tokens, config["BLOCK_M"]), rows)](
         y, x, a, b, slots, row_ptr, row_slot, row_scale, tokens, K, y.shape[2],
         *y.stride()[:2], *x.stride()[:2], *a.stride(), *b.stride(),
-        BLOCK_M, BLOCK_N, BLOCK_K, BLOCK_R, precision,
+        BLOCK_R=BLOCK_R, PRECISION=precision_of(x), **config,
     )  # fmt: skip
+
+
+def precision_of(x: Tensor) -> str:
+    # Three products of 19-bit floats come within float32's rounding, on tensor cores.
+    return "tf32x3" if x.dtype == torch.float32 else "ieee"

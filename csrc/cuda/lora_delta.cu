@@ -160,12 +160,20 @@ struct Tokens {
   bool has_top;
   bool has_bottom;
 
-  __device__ Tokens(T* row, int64_t first, int64_t tokens, int64_t stride, int g)
-      : top(row + (first + g) * stride),
-        bottom(row + (first + g + 8) * stride),
+  // `first` of a row of x or y
+  __device__ Tokens(T* tensor, int64_t row, int64_t row_stride, int64_t first, int64_t tokens,
+                    int64_t stride, int g)
+      : top(tensor + row * row_stride + (first + g) * stride),
+        bottom(top + 8 * stride),
         has_top(first + g < tokens),
         has_bottom(first + g + 8 < tokens) {}
 };
+
+template <typename T>
+__device__ Tokens<const T> tokens_of_x(const LoraDelta& op, int64_t row, int64_t first, int g) {
+  return {static_cast<const T*>(op.x), row, op.x_row_stride, first, op.tokens,
+          op.x_token_stride,           g};
+}
 
 // scale · x Aᵀ for a tile of ranks.
 template <typename T, bool vector, int unroll>
@@ -228,7 +236,7 @@ __device__ void add(Octet<T>* y, const float (&acc)[4][4], int part) {
 }
 
 template <typename T, bool vector>
-__global__ void __launch_bounds__(kThreads, vector && sizeof(T) == 2 ? 4 : 3)
+__global__ void __launch_bounds__(kThreads, vector ? (sizeof(T) == 2 ? 4 : 3) : 2)
     lora_delta_kernel(Params params) {
   const LoraDelta& op = params.op;
   const Lane lane = this_lane();
@@ -238,14 +246,13 @@ __global__ void __launch_bounds__(kThreads, vector && sizeof(T) == 2 ? 4 : 3)
   if (first >= op.tokens) return;  // the whole warp
   const int octets = list_octets(op.table, row, 0, 4 * params.groups, shared.ranks);
   if (octets == 0) return;  // the base row keeps its bits
-  const Tokens<const T> x(static_cast<const T*>(op.x) + row * op.x_row_stride, first, op.tokens,
-                          op.x_token_stride, lane.g);
-  const Tokens<T> y(static_cast<T*>(op.y) + row * op.y_row_stride, first, op.tokens,
+  const Tokens<T> y(static_cast<T*>(op.y), row, op.y_row_stride, first, op.tokens,
                     op.y_token_stride, lane.g);
 
   // Tiles past those that fit share the last place and are made again for every 32 columns.
   const int groups = (octets + 3) / 4, last = params.groups - 1;
   const int kept = groups <= params.groups ? groups : last;
+  const Tokens<const T> x = tokens_of_x<T>(op, row, first, lane.g);
   for (int group = 0; group < kept; ++group) {
     shared.store<T>(group, shrink<T, vector, 2>(op, lane, x, shared.ranks + 4 * group));
   }
@@ -268,7 +275,8 @@ __global__ void __launch_bounds__(kThreads, vector && sizeof(T) == 2 ? 4 : 3)
         const int place = group < kept ? group : last;
         if (group >= kept) {
           list_octets(op.table, row, 4 * group, 4, shared.ranks + 4 * last);
-          shared.store<T>(last, shrink<T, vector, 1>(op, lane, x, shared.ranks + 4 * last));
+          const Tokens<const T> again = tokens_of_x<T>(op, row, first, lane.g);
+          shared.store<T>(last, shrink<T, vector, 1>(op, lane, again, shared.ranks + 4 * last));
         }
         Octet<T> columns[4];
         load_columns<T, vector>(op, lane, n + half * kTile, shared.ranks[4 * place + lane.t],

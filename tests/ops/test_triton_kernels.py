@@ -1,9 +1,7 @@
 """The Triton kernels on a GPU, else in Triton's interpreter, which knows no bfloat16."""
 
+import copy
 import json
-import os
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -12,10 +10,13 @@ from cmlora_fast.ops import reference
 from op_checks import MIXES, RowTable, assert_as_good
 
 pytest.importorskip("triton")
+from cmlora_fast.triton_kernels import tuning
+from cmlora_fast.triton_kernels.rank_lanes import block_of_ranks
+
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 DTYPES = [torch.float32, torch.float16] + [torch.bfloat16] * (DEVICE == "cuda")
 
-# More ranks on a row than one pass holds (128), and a slab wide enough to show it.
+# More ranks on a row than one pass holds (64), and a slab wide enough to show it.
 MANY_RANKS = RowTable([100, 60, 7], [[(0, 0.5), (1, -1.0), (2, 1.0)], [(1, 2.0)], []])
 
 LORA_CASES = {
@@ -98,52 +99,64 @@ def test_combine(dtype, scale):
     assert_as_good(out, twin, exact)
 
 
-COMPILE = """
-import json
-import triton
-from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
-from cmlora_fast.triton_kernels.cache_refresh import _cache_refresh_kernel
-from cmlora_fast.triton_kernels.combine import _combine_kernel
-from cmlora_fast.triton_kernels.lora_delta import _lora_delta_kernel
-
-TENSORS = {"slots_ptr", "row_ptr_ptr", "row_slot_ptr", "rows_ptr"}
-report = {}
-for element in ("fp32", "fp16", "bf16"):
-    precision = "tf32x3" if element == "fp32" else "ieee"
-    blocks = {"BLOCK_M": 64, "BLOCK_N": 64, "BLOCK_K": 64, "BLOCK_R": 128, "PRECISION": precision}
-    for kernel, constants in (
-        (_lora_delta_kernel, blocks),
-        (_cache_refresh_kernel, {"BLOCK": 1024}),
-        (_combine_kernel, {"GUIDED": True, "BLOCK": 1024}),
-    )[: 3 if element == "fp16" else 1]:
-        signature = {}
-        for name in kernel.arg_names:
-            if name in constants:
-                signature[name] = "constexpr"
-            elif name in TENSORS:
-                signature[name] = "*i32"
-            elif name in ("row_scale_ptr", "weights_ptr"):
-                signature[name] = "*fp32"
-            elif name.endswith("_ptr"):
-                signature[name] = "*" + element
-            else:
-                signature[name] = "fp32" if name == "guidance_scale" else "i32"
-        source = ASTSource(kernel, signature, constants)
-        compiled = triton.compile(source, target=GPUTarget("cuda", 90, 32))
-        report[f"{kernel.__name__} {element}"] = [compiled.metadata.shared, "ptx" in compiled.asm]
-print(json.dumps(report))
-"""
+LINEAR_CASES = {name: LORA_CASES[name] for name in (
+    "plain, odd sizes", "base row, odd sizes", "no entries, odd sizes", "several blocks",
+    "more ranks than a pass",
+)}  # fmt: skip
 
 
-def test_kernels_compile_for_hopper(tmp_path):
-    environment = {**os.environ, "TRITON_CACHE_DIR": str(tmp_path)}
-    environment.pop("TRITON_INTERPRET", None)
-    done = subprocess.run(
-        [sys.executable, "-c", COMPILE], env=environment, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    report = json.loads(done.stdout)
-    assert len(report) == 5
-    for shared, has_ptx in report.values():
-        assert has_ptx and shared <= 227 * 1024  # shared memory of one H100 or H200 block
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("mix, shape", LINEAR_CASES.values(), ids=LINEAR_CASES.keys())
+def test_lora_linear(mix, shape, dtype):
+    tokens, K, N = shape
+    rows, total = len(mix.rows), mix.total_rank
+    x, w, bias = torch.randn(rows, tokens, K + 2)[..., 1:-1], torch.randn(N, K), torch.randn(N)
+    a, b = torch.randn(total, K) / K**0.5, torch.randn(N, total)
+    x, w, bias, a, b = (tensor.to(dtype) for tensor in (x, w, bias, a, b))
+    x, w, bias, a, b, *tables = move(x, w, bias, a, b, *mix.tensors())
+    for offset in (bias, None):
+        wide = [None if t is None else t.double() for t in (x, w, offset, a, b)]
+        exact = reference.lora_linear(*wide, *tables)
+        twin = reference.lora_linear(x, w, offset, a, b, *tables)
+        assert_as_good(ops.lora_linear(x, w, offset, a, b, *tables), twin, exact)
+
+
+def test_lanes_hold_a_usual_row():
+    a = torch.zeros(160, 8)
+    slots, row_ptr, row_slot, _ = RowTable([32] * 5, [[(j, 1.0)] for j in range(5)]).tensors()
+    assert block_of_ranks(a, slots, row_ptr, row_slot) == 32  # Composite
+    slots, row_ptr, row_slot, _ = RowTable([32] * 5, [[(j, 1.0) for j in range(5)]] * 2).tensors()
+    assert block_of_ranks(a, slots, row_ptr, row_slot) == 64  # all on every row, in passes
+    slots, row_ptr, row_slot, _ = RowTable([4], []).tensors()
+    assert block_of_ranks(a[:4], slots, row_ptr, row_slot) == 16
+
+
+@pytest.mark.parametrize("path", sorted(tuning.TABLES.glob("*.json")), ids=lambda p: p.name)
+def test_tables_are_valid_and_fit_every_call(path):
+    tuning.load_table(path)
+    for op in tuning.BLOCKS:
+        for dtype in (torch.float32, torch.float16, torch.bfloat16):
+            for tokens, features, rank in ((1, 1, 16), (77, 768, 32), (16384, 10240, 64)):
+                config = tuning._find(path.stem, op, dtype, tokens, features, rank)
+                assert set(config) == {*tuning.BLOCKS[op], *tuning.LAUNCH}
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (lambda rows: rows[0].update(op="lora"), r"row 0: expected op of lora_delta_, lora_linear"),
+        (lambda rows: rows[1].update(dtypes=["int8"]), r"row 1: expected dtypes of float32"),
+        (lambda rows: rows[0].update(max_token=1), r"row 0: unknown keys max_token"),
+        (lambda rows: rows[0].update(max_rank=0), r"row 0: expected limits that are whole"),
+        (lambda rows: rows[0]["config"].update(BLOCK_M=48), r"row 0: expected blocks that are pow"),
+        (lambda rows: rows[0]["config"].pop("num_warps"), r"row 0: expected config of BLOCK_K"),
+        (lambda rows: rows[-1].update(max_rank=8), r"expected a last row of lora_linear"),
+    ],
+)
+def test_a_broken_table_is_named(tmp_path, change, message):
+    table = copy.deepcopy(tuning.load_table(tuning.TABLES / "default.json"))
+    change(table["rows"])
+    path = tmp_path / "sm90.json"
+    path.write_text(json.dumps(table))
+    with pytest.raises(ValueError, match=rf"sm90\.json: {message}"):
+        tuning.load_table(path)

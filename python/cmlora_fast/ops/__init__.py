@@ -9,6 +9,7 @@ from .contrastive_loss import contrastive_loss
 from .geglu import geglu
 from .lora_delta import lora_delta, lora_delta_
 from .lora_fold import lora_fold
+from .lora_linear import lora_linear
 from .mask_fuse import mask_fuse_
 from .radial_amplitude import radial_amplitude
 
@@ -23,6 +24,7 @@ __all__ = [
     "lora_delta",
     "lora_delta_",
     "lora_fold",
+    "lora_linear",
     "mask_fuse_",
     "radial_amplitude",
 ]

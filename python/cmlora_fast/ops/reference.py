@@ -88,6 +88,25 @@ def lora_fold(
     return folded
 
 
+def lora_linear(
+    x: Tensor,
+    w: Tensor,
+    bias: Tensor | None,
+    a: Tensor,
+    b: Tensor,
+    slots: Tensor,
+    row_ptr: Tensor,
+    row_slot: Tensor,
+    row_scale: Tensor,
+) -> Tensor:
+    dtype = _accumulator(x.dtype)
+    base = torch.nn.functional.linear(
+        x.to(dtype), w.to(dtype), None if bias is None else bias.to(dtype)
+    )
+    lora_delta_(base, x.to(dtype), a.to(dtype), b.to(dtype), slots, row_ptr, row_slot, row_scale)
+    return base.to(x.dtype)
+
+
 def radial_amplitude(
     latents: Tensor, cutoff: float = 0.2, log: bool = False
 ) -> tuple[Tensor, Tensor]:

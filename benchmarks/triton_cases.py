@@ -1,0 +1,85 @@
+"""The Triton kernels as they are launched: block sizes of every tuning table, types and strides."""
+
+from cmlora_fast.triton_kernels import cache_refresh, combine, lora_delta, lora_linear, tuning
+from triton.compiler import ASTSource
+
+ELEMENTS = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
+RANKS = (16, 32, 64)  # BLOCK_R
+KERNELS = {
+    "lora_delta": lora_delta._lora_delta_kernel,
+    "lora_linear": lora_linear._lora_linear_kernel,
+    "cache_refresh": cache_refresh._cache_refresh_kernel,
+    "combine": combine._combine_kernel,
+}
+INTEGERS = ("slots_ptr", "row_ptr_ptr", "row_slot_ptr", "rows_ptr")
+FLOATS = ("row_scale_ptr", "weights_ptr")
+OPTIONS = ("num_warps", "num_stages")
+
+
+def cases(quick: bool = False):
+    """(module, dtype, BLOCK_R, config); quick leaves out float16 and half of the ranks."""
+    dtypes = [name for name in ELEMENTS if not (quick and name == "float16")]
+    ranks = RANKS[1:] if quick else RANKS
+    seen = []
+    for path in sorted(tuning.TABLES.glob("*.json")):
+        rows = tuning.load_table(path)["rows"]
+        for op in tuning.BLOCKS:
+            for dtype in dtypes:
+                mine = [row for row in rows if row["op"] == op and dtype in row["dtypes"]]
+                seen += _reachable(op.rstrip("_"), dtype, mine, ranks)
+    seen += [("cache_refresh", dtype, 0, {"BLOCK": 1024}) for dtype in dtypes]
+    seen += [
+        ("combine", dtype, 0, {"GUIDED": g, "BLOCK": 1024}) for dtype in dtypes for g in (0, 1)
+    ]
+    return [case for index, case in enumerate(seen) if case not in seen[:index]]
+
+
+def _reachable(module, dtype, rows, ranks):
+    """What a table's rows give for each rank, down to the first row that takes all of that rank."""
+    for rank in ranks:
+        for row in rows:
+            if rank <= row.get("max_rank", rank):
+                yield module, dtype, rank, row["config"]
+                if not any(key in row for key in ("max_tokens", "max_features")):
+                    break
+
+
+def name_of(case):
+    module, dtype, rank, config = case
+    sizes = "x".join(str(n) for key, n in config.items() if key.startswith("BLOCK"))
+    text = f"{module}, {dtype}, {sizes}"
+    if rank:
+        text += f", rank {rank}, {config['num_warps']} warps, {config['num_stages']} stages"
+    return f"{text}, guided" if config.get("GUIDED") else text
+
+
+def source_of(module, dtype, rank, config):
+    """Source and options of a case, specialised as a launch on plain tensors is."""
+    kernel = KERNELS[module]
+    constants = {name: value for name, value in config.items() if name not in OPTIONS}
+    if rank:
+        precision = "tf32x3" if dtype == "float32" else "ieee"
+        constants |= {"BLOCK_R": rank, "PRECISION": precision, "a_col_stride": 1, "b_col_stride": 1}
+    if module == "lora_linear":
+        constants["HAS_BIAS"] = True
+    signature = {name: _type(name, dtype, constants) for name in kernel.arg_names}
+    aligned = {
+        (index,): [["tt.divisibility", 16]]
+        for index, name in enumerate(kernel.arg_names)
+        if name.endswith(("_ptr", "_stride")) or name in ("tokens", "K", "N", "C", "H", "W")
+        if name not in constants
+    }
+    options = {name: config[name] for name in OPTIONS if name in config}
+    return ASTSource(kernel, signature, constants, aligned), options
+
+
+def _type(name, dtype, constants):
+    if name in constants:
+        return "constexpr"
+    if name in INTEGERS:
+        return "*i32"
+    if name in FLOATS:
+        return "*fp32"
+    if name.endswith("_ptr"):
+        return "*" + ELEMENTS[dtype]
+    return "fp32" if name == "guidance_scale" else "i32"
