@@ -48,7 +48,9 @@ def examine() -> dict[str, Any]:
 def _advice(name: str, state: dict[str, Any]) -> str:
     reason = state["reason"]
     if name == "cuda":
-        return "nothing: on a GPU the ops run in Triton or torch"
+        if "CMLORA_CUDA" in reason:
+            return "nothing, or build with them: pip install . -C cmake.define.CMLORA_CUDA=ON"
+        return "an NVIDIA GPU with its driver; without the kernels the ops run in Triton or torch"
     if name == "triton" and "not installed" in reason:
         return "on Linux with an NVIDIA GPU: pip install triton"
     if name == "triton":
