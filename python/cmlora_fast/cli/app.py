@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import typer
 
+from .analyze import analyze
 from .demo import demo
 from .doctor import doctor
 from .errors import one_line
@@ -78,6 +79,9 @@ app.command(
 app.command(
     epilog="Example: cmlora grid --lora character_1 --lora style_1 --weight 0.8,1 --interval 1,3"
 )(grid)
+app.command(
+    epilog="Example: cmlora analyze --lora character_1 --lora clothing_2 --lora background_1"
+)(analyze)
 app.command(epilog="Example: cmlora doctor --json")(doctor)
 lora.command(
     "inspect", epilog="Example: cmlora lora inspect character.safetensors --model path/to/model"

@@ -15,7 +15,7 @@ import cmlora_fast as cf
 from .jobs import Job
 from .store import ImageStore
 
-__all__ = ["activate", "call", "paint_all"]
+__all__ = ["activate", "call", "paint", "paint_all"]
 
 Watch = Callable[[Job], None]
 
@@ -53,8 +53,14 @@ def call(
     pipe: Any, job: Job, *, steps: int | None = None, **options: Any
 ) -> tuple[Image.Image, cf.Summary]:
     """One image and what ran; ``options`` go to ``cf.enable``."""
-    g = job.generation
     activate(pipe, [a.name for a in job.adapters], [a.weight for a in job.adapters])
+    with cf.accelerate(pipe, job.method if job.adapters else None, **options):
+        return paint(pipe, job, steps=steps), cf.summary(pipe)
+
+
+def paint(pipe: Any, job: Job, *, steps: int | None = None) -> Image.Image:
+    """One image by the pipeline as it is: whatever adapters and method are on."""
+    g = job.generation
     given: dict[str, Any] = {
         "height": g.height,
         "width": g.width,
@@ -63,16 +69,14 @@ def call(
         "eta": g.eta or None,
         "cross_attention_kwargs": None if g.lora_scale == 1 else {"scale": g.lora_scale},
     }
-    with cf.accelerate(pipe, job.method if job.adapters else None, **options):
-        image = pipe(
-            job.prompt,
-            negative_prompt=g.negative_prompt,
-            num_inference_steps=steps or g.steps,
-            guidance_scale=g.guidance_scale,
-            generator=torch.Generator().manual_seed(job.seed),
-            **{name: value for name, value in given.items() if value is not None},
-        ).images[0]
-        return image, cf.summary(pipe)
+    return pipe(
+        job.prompt,
+        negative_prompt=g.negative_prompt,
+        num_inference_steps=steps or g.steps,
+        guidance_scale=g.guidance_scale,
+        generator=torch.Generator().manual_seed(job.seed),
+        **{name: value for name, value in given.items() if value is not None},
+    ).images[0]
 
 
 def activate(pipe: Any, names: Sequence[str], weights: Sequence[float]) -> None:

@@ -1,0 +1,225 @@
+"""What ``cmlora analyze`` does once its arguments are read."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import cmlora_fast as cf
+from cmlora_fast import eval as lab
+from cmlora_fast import testbed
+from cmlora_fast.eval import plots
+from cmlora_fast.eval.difference import difference
+from cmlora_fast.eval.frequency import profile_order
+from cmlora_fast.eval.jobs import digest
+from cmlora_fast.eval.macs import SD15, count_unet, macs_per_sample
+from cmlora_fast.eval.paint import call, paint
+from cmlora_fast.eval.samples import uncached
+from cmlora_fast.eval.similarity import ALIKE, alike, similarity
+from cmlora_fast.eval.timeline import lanes
+
+from .errors import CliError
+from .generation import ENGINE, load_generation, plain_preset
+from .lora_files import LoraSpec, check_lora, parse_specs
+from .method_list import NO_LORA, parse_methods
+from .pipelines import EMBEDDED, add_loras, check_scheduler
+from .progress import progress
+
+__all__ = ["run", "write"]
+
+PROFILE = "frequency_profile.json"
+GIGA = 1e9
+
+
+@dataclass
+class Study:
+    """The pipeline, the image that is studied, and what has been found."""
+
+    pipe: Any
+    job: lab.Job
+    label: str
+    specs: list[LoraSpec]
+    arguments: dict[str, Any]
+    folder: Path
+    advance: Callable[..., None] = lambda *_, **__: None
+    pictures: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    found: dict[str, Any] = field(default_factory=dict)
+
+    def paint(self, job: lab.Job, **options: Any) -> tuple[Any, cf.Summary]:
+        engine = {key: self.arguments[key] for key in ENGINE}
+        painted = call(self.pipe, job, **engine, **options)
+        self.advance()
+        return painted
+
+    def save(self, name: str, figure: Any, data: Any) -> None:
+        """The picture, and what it shows as JSON beside it."""
+        path = self.folder / f"{name}.png"
+        figure.savefig(path, dpi=130)
+        (self.folder / f"{name}.json").write_text(json.dumps(data, allow_nan=False) + "\n")
+        self.pictures.append(str(path))
+
+
+def run(arguments: dict[str, Any]) -> dict[str, Any]:
+    """Measure and draw; returns what the JSON document tells beside the arguments."""
+    a = arguments
+    parts = [part.strip() for part in a["parts"].split(",") if part.strip()]
+    for part in parts:
+        if part not in PARTS:
+            raise CliError(f"--parts: expected some of {', '.join(PARTS)}; got {part!r}")
+    methods = parse_methods(a["method"])
+    if len(methods) > 1 or NO_LORA in methods:
+        raise CliError(f"--method: expected one method; got {a['method']!r}")
+    label, method = next(iter(methods.items()))
+    check_scheduler(a["scheduler"])
+    specs = parse_specs(a["lora"], embedded=a["model"] == EMBEDDED)
+    known = a["model"] == EMBEDDED and all(spec.name in testbed.IDS for spec in specs)
+    if a["prompt"] is None and not known:
+        raise CliError("--prompt: expected a text; only embedded LoRAs bring trigger words")
+    prompt = a["prompt"] or testbed.prompt([spec.name for spec in specs])
+    files = [check_lora(spec.path) for spec in specs]
+    own = testbed.NEGATIVE_PROMPT if a["model"] == EMBEDDED else ""
+    negative = own if a["negative"] is None else a["negative"]
+    pipe, generation = load_generation(a, plain_preset(a["model"]), negative)
+    add_loras(pipe, specs, files)
+    adapters = tuple(lab.Adapter(s.name, digest(s.path), s.weight) for s in specs)
+    job = lab.Job(generation, prompt, adapters, method, a["seed"])
+    study = Study(pipe, job, label, specs, a, Path(a["out"]))
+    paintings = sum(COUNTS[part](len(specs), a["seeds"]) for part in parts)
+    with progress(paintings, "images") as study.advance:
+        for part in parts:
+            PARTS[part](study)
+    return {
+        "pictures": study.pictures,
+        "notes": study.notes,
+        "generation": asdict(generation),
+        **study.found,
+    }
+
+
+def write(report: dict[str, Any], folder: Path) -> None:
+    """``analyze.json``: the numbers in short; each picture's own data lie beside it."""
+    text = json.dumps(report, indent=2, default=str, allow_nan=False)
+    (folder / "analyze.json").write_text(text + "\n", encoding="utf-8")
+
+
+def _frequency(study: Study) -> None:
+    a = study.arguments
+    profile = profile_order(
+        study.pipe,
+        {spec.name: spec.weight for spec in study.specs},
+        [study.job.prompt],
+        lambda prompt, seed: paint(study.pipe, replace(study.job, prompt=prompt, seed=seed)),
+        range(a["seed"], a["seed"] + a["seeds"]),
+        study.advance,
+    )
+    places = [study.folder / PROFILE]
+    places += [study.specs[0].path.parent / PROFILE] if a["beside"] else []
+    for place in places:
+        profile.save(place)
+    study.save("profiles", plots.profiles_figure(profile), profile.profiles)
+    data = {"added": profile.added, "amplitude": profile.amplitude}
+    study.save("frequency", plots.frequency_figure(profile), data)
+    told = {"order": profile.order, "low_frequency": profile.low_frequency, "added": profile.added}
+    study.found["frequency"] = {**told, "saved": [str(place) for place in places]}
+    study.notes.append(f"order by added high frequency: {', '.join(profile.order)}")
+    if profile.low_frequency:
+        names = ",".join(profile.low_frequency)
+        study.notes.append(f"use it: --method-option low_frequency={names}")
+
+
+def _similarity(study: Study) -> None:
+    _, summary = study.paint(replace(study.job, method=cf.Composite()), record=True)
+    if not summary.features:
+        raise CliError(f"--parts similarity: no features here: {summary.cache.get('reason')}")
+    cosines = {name: similarity(features) for name, features in summary.features.items()}
+    matrices = {name: matrix.numpy() for name, matrix in cosines.items()}
+    data = {
+        name: {"cosine": matrix.tolist(), "alike": alike(matrix)}
+        for name, matrix in cosines.items()
+    }
+    study.save("similarity", plots.similarity_figure(matrices), data)
+    study.found["similarity"] = {
+        "threshold": ALIKE,
+        "neighbours": {name: float(matrix.diagonal(1).mean()) for name, matrix in cosines.items()},
+    }
+
+
+def _timeline(study: Study) -> None:
+    _, summary = study.paint(study.job)
+    told = lanes(summary)
+    study.save("timeline", plots.timeline_figure(told, f"Cache timeline: {study.label}"), told)
+    study.found["timeline"] = {
+        name: {"full_steps": sum(lane["full"]), "oldest": max(age or 0 for age in lane["age"])}
+        for name, lane in told["adapters"].items()
+    }
+
+
+def _difference(study: Study) -> None:
+    plain = uncached(study.job)
+    if plain is None:
+        study.notes.append(f"difference: {study.label} caches nothing")
+        return
+    reference, image = study.paint(plain)[0], study.paint(study.job)[0]
+    found = difference(image, reference)
+    figure = plots.difference_figure((reference, image), found, study.label)
+    curves = {"cached": found.profiles[0].tolist(), "uncached": found.profiles[1].tolist()}
+    study.save("difference", figure, {**found.numbers, "profiles": curves})
+    for name, picture in (("uncached", reference), ("cached", image)):
+        picture.save(study.folder / f"{name}.png")
+    study.found["difference"] = found.numbers
+
+
+def _macs(study: Study) -> None:
+    runs = {study.label: study.job, "merge": replace(study.job, method=cf.Merge())}
+    if (plain := uncached(study.job)) is not None:
+        runs[f"{study.label}, uncached"] = plain
+    runs["composite, uncached"] = replace(study.job, method=cf.Composite())
+    counted, rows = {}, {}
+    for label, job in runs.items():
+        with count_unet(study.pipe.unet) as counts:
+            _, summary = study.paint(job)
+        counted[label] = counts
+        rows[label] = [(step.full_rows, step.shallow_rows) for step in summary.steps]
+    title = f"Multiply-accumulates, counted: {study.job.generation.model}"
+    study.save("macs", plots.macs_figure(counted, title), counted)
+    per_sample = {"Stable Diffusion 1.5, 512 x 512": macs_per_sample(SD15, 512, 512)}
+    unet = study.pipe.unet
+    if not unet.config.addition_embed_type and not unet.config.encoder_hid_dim_type:
+        side = unet.config.sample_size * 8
+        size = [study.arguments[name] or side for name in ("height", "width")]
+        per_sample["this model"] = macs_per_sample(dict(unet.config), *size, study.job.method)
+    study.found["macs"] = {
+        "per_image": {label: sum(counts) for label, counts in counted.items()},
+        "per_sample": per_sample,
+        # What the same rows would cost at that size, if none shared anything.
+        "per_image_at": {
+            shape: {
+                label: sum(f * cost["full"] + s * cost["shallow"] for f, s in steps)
+                for label, steps in rows.items()
+            }
+            for shape, cost in per_sample.items()
+        },
+    }
+    for label, counts in counted.items():
+        study.notes.append(f"GMACs per image, {label}: {sum(counts) / GIGA:.4g}")
+
+
+PARTS: dict[str, Callable[[Study], None]] = {
+    "frequency": _frequency,
+    "similarity": _similarity,
+    "timeline": _timeline,
+    "difference": _difference,
+    "macs": _macs,
+}
+# Images that each paints, of (adapters, seeds).
+COUNTS: dict[str, Callable[[int, int], int]] = {
+    "frequency": lambda adapters, seeds: (adapters + 1) * seeds,
+    "similarity": lambda adapters, seeds: 1,
+    "timeline": lambda adapters, seeds: 1,
+    "difference": lambda adapters, seeds: 2,
+    "macs": lambda adapters, seeds: 4,
+}
