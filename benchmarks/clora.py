@@ -41,10 +41,11 @@ def measure(
     channels: tuple[int, ...] = CHANNELS,
     size: int = SIZE,
     concepts: int = 2,
-    steps: int = 3,
+    steps: int = 2,
     refinements: int = 2,
-    rounds: int = 3,
+    rounds: int = 2,
     max_rows: int | None = None,
+    weights: str = "auto",
     frozen: bool = False,
     memory: bool = True,
 ) -> dict[str, Any]:
@@ -57,12 +58,13 @@ def measure(
         steps: Denoising steps; the latents move in the first half of them.
         refinements: How often they move again at the first one.
         rounds: Timed images of each, in turns.
-        max_rows: Of ``cf.enable``.
+        max_rows, weights: Of ``cf.enable``.
         frozen: The loop's parameters record no gradients; as loaded by diffusers they do.
         memory: Measure peak memory too, each contender in a process of its own.
     """
     arguments = dict(channels=list(channels), size=size, concepts=concepts, steps=steps)
-    arguments |= dict(refinements=refinements, max_rows=max_rows, frozen=frozen)
+    arguments |= dict(refinements=refinements, max_rows=max_rows)
+    arguments |= dict(weights=weights, frozen=frozen)
     calls = {name: _contender(name, arguments) for name in CONTENDERS}
     latents = {name: call() for name, call in calls.items()}  # also the warm-up
     seconds = {name: [] for name in calls}
@@ -103,7 +105,7 @@ def _contender(name: str, arguments: dict[str, Any]) -> Callable[[], Tensor]:
         pipe.unet.requires_grad_(not arguments["frozen"])
         loop = StraightforwardLoop(pipe.unet, pipe.scheduler, method)
         return lambda: loop.run(inputs["latents"], arguments["steps"])
-    cf.enable(pipe, method, max_rows=arguments["max_rows"])
+    cf.enable(pipe, method, max_rows=arguments["max_rows"], weights=arguments["weights"])
     return lambda: pipe(**inputs).images
 
 
@@ -236,10 +238,11 @@ def _own_peak(name: str, arguments: dict[str, Any]) -> int:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    for option, default in (("concepts", 2), ("steps", 3), ("refinements", 2), ("rounds", 3)):
+    for option, default in (("concepts", 2), ("steps", 2), ("refinements", 2), ("rounds", 2)):
         parser.add_argument(f"--{option}", type=int, default=default)
     parser.add_argument("--size", type=int, default=SIZE, help="sides of the latents")
     parser.add_argument("--max-rows", type=int, default=None)
+    parser.add_argument("--weights", choices=("auto", "fold", "delta"), default="auto")
     parser.add_argument("--frozen", action="store_true", help="freeze the loop's parameters")
     parser.add_argument("--no-memory", dest="memory", action="store_false")
     parser.add_argument("--json", action="store_true", help="print one JSON document")

@@ -45,7 +45,8 @@ def enable(
         weights: "fold" (one weight per adapter subset), "delta" (low-rank, beside the base) or
             "auto" (fold where memory allows).
         max_rows: Most samples per UNet batch; a step with more runs in chunks.
-        record: Keep recorded tensors in the summary (``features``, ``profiles``).
+        record: Keep recorded tensors in the summary (``features``, ``profiles``; CLoRA: ``maps``,
+            ``masks``).
 
     Returns:
         ``pipe``.

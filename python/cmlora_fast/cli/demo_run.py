@@ -28,6 +28,7 @@ SUBJECTS = {
 }
 LORAS = tuple(SUBJECTS)
 GUIDANCE = 4.0  # what the embedded model was tried with
+COLUMNS = 6
 SHEET, REPORT = "contact_sheet.png", "demo.json"
 METHODS = (
     ("merge", "Merge", cf.Merge()),
@@ -113,7 +114,7 @@ def paint_demo(
     _activate(pipe, list(scene.adapters))
     title = f"{scene.prompt}\nseed {seed} · {steps} steps · guidance {scene.guidance_scale:g}"
     sheet = out / SHEET
-    contact_sheet(tiles, title).save(sheet)
+    contact_sheet(tiles, title, columns=COLUMNS).save(sheet)
     given = {"prompt": scene.prompt, "negative": scene.negative, "adapters": scene.adapters}
     return {"sheet": str(sheet), **given, "cells": told}
 
