@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+
+from ..ops.products import conv2d, linear
 
 __all__ = ["FoldedLayer"]
 
@@ -42,8 +43,8 @@ class FoldedLayer:
     def _run(self, x: Tensor, weight: Tensor) -> Tensor:
         base = self.base
         if isinstance(base, nn.Linear):
-            return F.linear(x, weight, base.bias)
-        return F.conv2d(x, weight, base.bias, base.stride, base.padding, base.dilation, base.groups)
+            return linear(x, weight, base.bias)
+        return conv2d(x, weight, base)
 
     def _linear_into(self, x: Tensor, segments: list[tuple[Tensor, int, int]]) -> Tensor:
         """One GEMM per segment, each written straight into its slice of the output."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor
 
 from .. import ops
@@ -37,8 +38,16 @@ class FeatureCache:
         if self.buffer is None:
             self.hidden_channels = fresh.shape[1]
             channels = fresh.shape[1] + skip_channels
-            self.buffer = fresh.new_empty(chunk.total, channels, *fresh.shape[2:])
-        ops.cache_refresh_(self.features, fresh, chunk.deep_index)
+            shape = (chunk.total, channels, *fresh.shape[2:])
+            layout = _layout(fresh)
+            self.buffer = torch.empty(
+                shape, dtype=fresh.dtype, device=fresh.device, memory_format=layout
+            )
+        layout = _layout(self.buffer)
+        cache, fresh = self.features, fresh.contiguous(memory_format=layout)
+        if layout is torch.channels_last:  # the op wants the dense dimension last
+            cache, fresh = (tensor.permute(0, 2, 3, 1) for tensor in (cache, fresh))
+        ops.cache_refresh_(cache, fresh, chunk.deep_index)
         self.filled.update(chunk.deep_rows)
 
     def joined(self, chunk: Chunk, skip: Tensor) -> Tensor:
@@ -46,3 +55,8 @@ class FeatureCache:
         target = self.buffer[chunk.start : chunk.stop]
         target[:, self.hidden_channels :] = skip
         return target
+
+
+def _layout(images: Tensor) -> torch.memory_format:
+    plain = images.is_contiguous() or not images.is_contiguous(memory_format=torch.channels_last)
+    return torch.contiguous_format if plain else torch.channels_last

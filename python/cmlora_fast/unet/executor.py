@@ -13,12 +13,16 @@ from .. import ops
 from ..adapters import LoadedAdapters, WeightStore
 from ..adapters.peft import fingerprint
 from .cache import FeatureCache
-from .forward import Denoiser
+from .forward import Denoiser, Shared
 from .inputs import UNetInputs
 from .layers import LayerHooks, LayerState
 from .rows import Chunk, Rows, StepRows, expand_rows, segments_of
 from .tap import TAP_LEVEL
 from .topology import Topology, freeu_is_on
+
+# An unconditional and a conditional row. More cost memory, page faults and cache misses, and save
+# nothing: measured 750 and 830 ms for a shallow step of ten rows (docs/tuning.md).
+CPU_ROWS = 2
 
 __all__ = ["Executor", "combine"]
 
@@ -99,8 +103,11 @@ class Executor:
         cache: FeatureCache | None,
     ) -> Tensor:
         """Predictions (rows.count, C, H, W), group-major."""
-        spans = rows.spans(max_rows)
-        pieces = [self.run_span(plain, inputs, rows, span, cache) for span in spans]
+        inputs, spans = self._with_text(inputs), rows.spans(max_rows or _rows_at_once(inputs))
+        shared = None
+        if self._apart(inputs, cache) and spans[0][1] >= rows.batch:
+            shared = self._denoiser.shared(inputs, cache)
+        pieces = [self.run_span(plain, inputs, rows, span, cache, shared) for span in spans]
         return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
 
     def run_span(
@@ -110,13 +117,14 @@ class Executor:
         rows: StepRows,
         span: tuple[int, int],
         cache: FeatureCache | None,
+        shared: Shared | None = None,
     ) -> Tensor:
         """Predictions of the rows ``span`` (start, stop)."""
         inputs = self._with_text(inputs)
         chunk = self._chunk(rows, *span, inputs)
         try:
-            if cache is not None or self.opaque(inputs) is None:
-                return self._denoiser(inputs, chunk, cache)
+            if self._apart(inputs, cache):
+                return self._denoiser(inputs, chunk, cache, shared)
             return self._as_a_whole(plain, inputs, chunk)
         finally:
             self._state.rows = None
@@ -137,6 +145,9 @@ class Executor:
                 return self._denoiser.tapped(inputs, chunk, stop, whole)
         finally:
             self._state.rows, self._state.constant_text = None, False
+
+    def _apart(self, inputs: UNetInputs, cache: FeatureCache | None) -> bool:
+        return cache is not None or self.opaque(inputs) is None
 
     def _as_a_whole(self, plain: Callable[..., Any], inputs: UNetInputs, chunk: Chunk) -> Tensor:
         """The UNet's own forward over the rows of a chunk."""
@@ -182,6 +193,11 @@ class Executor:
             self._state.all_rows = Rows(segments_of(subset_of_row), len(subset_of_row), everyone)
             self._text_key, self._text_sources, self._text = key, sources, text
         return inputs.with_text(self._text, self._own and self._own[1])
+
+
+def _rows_at_once(inputs: UNetInputs) -> int | None:
+    """Where ``max_rows`` leaves it open: all, but on a CPU so few that they stay in its caches."""
+    return CPU_ROWS if inputs.sample.is_cpu else None
 
 
 @contextmanager

@@ -8,13 +8,31 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor, nn
 
+from ..ops.products import fast_on_cpu
 from .cache import FeatureCache
 from .inputs import UNetInputs
 from .layers import LayerState
 from .rows import Chunk, Rows
 from .topology import Atom, Topology, Unit
 
-__all__ = ["Denoiser"]
+__all__ = ["Denoiser", "Shared"]
+
+
+@dataclass(frozen=True)
+class Shared:
+    """One row per incoming sample, before rows differ.
+
+    Args:
+        hidden: The sample after ``atoms`` atoms of the way down.
+        embedding: Of the time step; None if every row has its own.
+        skips: What those atoms left.
+        atoms: How many ran.
+    """
+
+    hidden: Tensor
+    embedding: Tensor | None
+    skips: tuple[Tensor, ...] = ()
+    atoms: int = 0
 
 
 @dataclass
@@ -53,22 +71,47 @@ class Denoiser:
             prefix = min(prefix, topology.first_attention())
         return cls(unet, topology, state, prefix, shares)
 
-    def __call__(self, inputs: UNetInputs, chunk: Chunk, cache: FeatureCache | None) -> Tensor:
+    def shared(self, inputs: UNetInputs, cache: FeatureCache | None) -> Shared:
+        """What all rows of a step have in common, computed once per incoming sample."""
+        start = self._unshared(inputs)
+        rows = Rows.of_batch(inputs.batch, inputs.text)
+        flow = _Flow(self.state, inputs, None, rows, start.hidden, start.embedding)
+        atoms = min(self.prefix, self._stop(cache))
+        flow.down(self.topology.down[:atoms])
+        return replace(start, hidden=flow.hidden, skips=tuple(flow.skips), atoms=atoms)
+
+    def _unshared(self, inputs: UNetInputs) -> Shared:
+        sample = inputs.sample
+        if fast_on_cpu(sample):  # images then stay so, and their tokens are views
+            sample = sample.contiguous(memory_format=torch.channels_last)
+        shares = self.shares_embedding
+        return Shared(sample, inputs.time_embedding(self.unet) if shares else None)
+
+    def _stop(self, cache: FeatureCache | None) -> int:
+        """How many atoms of the way down every row runs."""
+        return len(self.topology.down) if cache is None else self.topology.atoms_of(cache.cut.skips)
+
+    def __call__(
+        self,
+        inputs: UNetInputs,
+        chunk: Chunk,
+        cache: FeatureCache | None,
+        shared: Shared | None = None,
+    ) -> Tensor:
         """Predictions (count, C, H, W) of the rows of ``chunk``.
 
         With a cache, only the chunk's deep rows run the deep part, and what it gives goes to the
         cache; every row runs the shallow part from there. Without, every row runs the whole UNet.
         """
         down, up = self.topology.down, self.topology.up
-        stop = len(down) if cache is None else self.topology.atoms_of(cache.cut.skips)
-        flow = self._begin(inputs, chunk, stop)
+        flow = self._begin(inputs, chunk, cache, shared)
         if cache is None:
             flow.middle(self.unet.mid_block)
             flow.up(up)
         else:
             if chunk.deep_rows:
                 deep = flow.deep()
-                deep.down(down[stop:])
+                deep.down(down[self._stop(cache) :])
                 deep.middle(self.unet.mid_block)
                 deep.up(up[: cache.cut.up])
                 cache.refresh(deep.hidden, flow.skips[-1].shape[1], chunk)
@@ -82,7 +125,7 @@ class Denoiser:
         ``whole`` False ends there; True goes on without a graph and returns the predictions.
         """
         up = self.topology.up
-        flow = self._begin(inputs, chunk, len(self.topology.down))
+        flow = self._begin(inputs, chunk, None, None)
         flow.middle(self.unet.mid_block)
         if stop >= 0:
             last = up[stop] if whole else replace(up[stop], resample=None)
@@ -95,27 +138,27 @@ class Denoiser:
             flow.up(up[stop + 1 :])
             return self._finish(flow.hidden)
 
-    def _begin(self, inputs: UNetInputs, chunk: Chunk, stop: int) -> _Flow:
-        """The way down to atom ``stop``; what adapters leave alone runs once for all of them."""
-        prefix = min(self.prefix, stop) if chunk.whole and chunk.groups > 1 else 0
-        if self.shares_embedding:
-            embedding = inputs.time_embedding(self.unet)
-        else:
+    def _begin(
+        self, inputs: UNetInputs, chunk: Chunk, cache: FeatureCache | None, shared: Shared | None
+    ) -> _Flow:
+        """The way down as far as every row runs it."""
+        if shared is None:
+            shared = self.shared(inputs, cache) if chunk.whole else self._unshared(inputs)
+        embedding = shared.embedding
+        if embedding is None:
             self.state.rows = chunk.rows
             embedding = inputs.of_chunk(chunk).time_embedding(self.unet)
-        flow = _Flow(self.state, inputs, chunk, chunk.rows, inputs.sample, embedding)
-        if prefix:
-            flow.rows = chunk.base_rows(inputs.text)
-            flow.down(self.topology.down[:prefix])
-        flow.spread_over_rows()
-        flow.down(self.topology.down[prefix:stop])
+        hidden, *skips = (chunk.spread(value) for value in (shared.hidden, *shared.skips))
+        embedding = chunk.spread(embedding)
+        flow = _Flow(self.state, inputs, chunk, chunk.rows, hidden, embedding, skips)
+        flow.down(self.topology.down[shared.atoms : self._stop(cache)])
         return flow
 
     def _finish(self, hidden: Tensor) -> Tensor:
         unet = self.unet
         if unet.conv_norm_out:
             hidden = unet.conv_act(unet.conv_norm_out(hidden))
-        return unet.conv_out(hidden)
+        return unet.conv_out(hidden).contiguous()
 
 
 @dataclass
@@ -128,7 +171,7 @@ class _Flow:
 
     state: LayerState
     inputs: UNetInputs
-    chunk: Chunk
+    chunk: Chunk | None
     rows: Rows
     hidden: Tensor
     embedding: Tensor
@@ -137,14 +180,8 @@ class _Flow:
     spread: Callable[[Tensor], Tensor] | None = None
 
     def __post_init__(self) -> None:
-        self.spread = self.spread or self.chunk.spread
-
-    def spread_over_rows(self) -> None:
-        """From one row per incoming sample to the rows of the chunk."""
-        self.rows = self.chunk.rows
-        self.hidden = self.spread(self.hidden)
-        self.skips = [self.spread(skip) for skip in self.skips]
-        self.embedding = self.spread(self.embedding)
+        if self.spread is None and self.chunk is not None:
+            self.spread = self.chunk.spread
 
     def deep(self) -> _Flow:
         """A fork over the deep rows alone."""

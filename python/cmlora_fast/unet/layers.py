@@ -5,12 +5,14 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from diffusers.models.attention_processor import Attention
 from torch import Tensor, nn
 
 from ..adapters import AdaptedLayer
+from .fast import fast_modules
 from .patches import Patches
 from .rows import Rows
 
@@ -51,26 +53,28 @@ class LayerHooks:
     def __init__(self, state: LayerState):
         self._state = state
         self._patches = Patches()
-        self._hooked: list[nn.Module] = []
+        self._hooked: tuple[torch.device, list[nn.Module]] | None = None
 
     def attach(self, unet: nn.Module, layers: tuple[AdaptedLayer, ...]) -> None:
         """Hook ``unet`` as it is; nothing to do if its layers are those hooked before."""
         adapted = {layer.module for layer in layers}
         text = _text_modules(unet)
         modules = [layer.module for layer in layers] + [m for m in text if m not in adapted]
-        if modules == self._hooked:
+        if (unet.device, modules) == self._hooked:
             return
         self.detach()
+        for module, fast in list(fast_modules(unet)) if unet.device.type == "cpu" else ():
+            self._patches.set(module, "forward", _in_a_run(module.forward, fast, self._state))
         names = {layer.module: layer.name for layer in layers}
         for module in modules:
             hook = _hook(module, names.get(module), module in text, self._state)
             self._patches.set(module, "forward", hook)
-        self._hooked = modules
+        self._hooked = (unet.device, modules)
 
     def detach(self) -> None:
         """Leave every layer as it was found."""
         self._patches.restore()
-        self._hooked = []
+        self._hooked = None
 
 
 def _text_modules(unet: nn.Module) -> dict[nn.Module, None]:
@@ -80,6 +84,18 @@ def _text_modules(unet: nn.Module) -> dict[nn.Module, None]:
         if isinstance(module, Attention) and module.is_cross_attention:
             found |= {m: None for m in (module.to_k, module.to_v) if m is not None}
     return found
+
+
+def _in_a_run(
+    own: Callable[..., Any], fast: Callable[..., Any], state: LayerState
+) -> Callable[..., Any]:
+    """``fast`` while rows run, else ``own``."""
+
+    @functools.wraps(own)
+    def forward(*args, **kwargs):
+        return (own if state.rows is None else fast)(*args, **kwargs)
+
+    return forward
 
 
 def _hook(

@@ -31,6 +31,11 @@ class Rows:
     text: Tensor | tuple | None = None
     text_rows: Selection | None = None
 
+    @classmethod
+    def of_batch(cls, batch: int, text) -> Rows:
+        """One row per incoming sample, for layers that no adapter touches."""
+        return cls(((0, 0, batch),), batch, text, slice(0, batch))
+
     @property
     def text_tokens(self) -> Tensor | None:
         """The tensor that layers see; IP-Adapter pairs it with image embeddings."""
@@ -140,10 +145,6 @@ class Chunk:
         segments = segments_of([self.step.subset(row) for row in rows])
         text_rows = selection([self.step.text_row(row) for row in rows], self.device)
         return Rows(segments, len(rows), text, text_rows)
-
-    def base_rows(self, text) -> Rows:
-        """One row per incoming sample, for layers that no adapter touches."""
-        return Rows(((0, 0, self.step.batch),), self.step.batch, text, slice(0, self.step.batch))
 
     @cached_property
     def deep_index(self) -> Tensor:

@@ -1,0 +1,126 @@
+"""diffusers' layers on a CPU by faster kernels: the same sums, to rounding.
+
+What torch runs slowly there in float32: matrix products, attention, the feed-forward's gate, and
+changes of layout between images and tokens. Images stay channels-last, so that tokens are a view.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from diffusers.models.activations import GEGLU
+from diffusers.models.attention_processor import Attention, AttnProcessor2_0
+from diffusers.models.transformers.transformer_2d import Transformer2DModel
+from torch import Tensor, nn
+
+from .. import ops
+from ..ops.products import PackedConv, fast_on_cpu, linear
+
+__all__ = ["fast_modules"]
+
+Forward = Callable[..., Any]
+
+
+def fast_modules(unet: nn.Module) -> Iterator[tuple[nn.Module, Forward]]:
+    """Modules of ``unet`` that have a faster forward, and that forward."""
+    for name, module in unet.named_modules():
+        make = _FORWARDS.get(type(module))
+        # PEFT's factors run folded or in a slab; who replaced a forward wants it to be called.
+        if make is not None and ".lora_" not in name and "forward" not in module.__dict__:
+            yield module, make(module)
+
+
+def _linear(module: nn.Linear) -> Forward:
+    return lambda x: linear(x, module.weight, module.bias)
+
+
+def _conv(module: nn.Conv2d) -> Forward:
+    own = module.forward
+    packed = PackedConv(module) if module.padding_mode == "zeros" else own
+    return lambda x: packed(x) if fast_on_cpu(x) else own(x)
+
+
+def _geglu(module: GEGLU) -> Forward:
+    own = module.forward
+
+    def forward(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        if args or kwargs or not fast_on_cpu(x):
+            return own(x, *args, **kwargs)
+        return ops.geglu(module.proj(x))
+
+    return forward
+
+
+def _attention(module: Attention) -> Forward:
+    own = module.forward
+
+    def forward(
+        x: Tensor, encoder_hidden_states: Any = None, attention_mask: Any = None, **kwargs: Any
+    ) -> Tensor:
+        if attention_mask is not None or kwargs or not fast_on_cpu(x) or not _is_plain(module, x):
+            return own(x, encoder_hidden_states, attention_mask, **kwargs)
+        context = x if encoder_hidden_states is None else encoder_hidden_states
+        q, k, v = module.to_q(x), module.to_k(context), module.to_v(context)
+        return module.to_out[0](ops.attention(q, k, v, module.heads))
+
+    return forward
+
+
+def _is_plain(module: Attention, x: Tensor) -> bool:
+    """Nothing but projections and attention, as diffusers' default processor computes it."""
+    extras = (module.spatial_norm, module.group_norm, module.norm_q, module.norm_k)
+    return (
+        type(module.processor) is AttnProcessor2_0
+        and x.dim() == 3
+        and not any(extra is not None for extra in extras)
+        and not (module.norm_cross or module.residual_connection or module.training)
+        and module.rescale_output_factor == 1.0
+    )
+
+
+def _transformer(module: Transformer2DModel) -> Forward:
+    own = module.forward
+
+    def forward(
+        x: Tensor,
+        encoder_hidden_states: Any = None,
+        *args: Any,
+        cross_attention_kwargs: dict[str, Any] | None = None,
+        return_dict: bool = True,
+        **kwargs: Any,
+    ) -> Any:
+        given = args or return_dict or any(value is not None for value in kwargs.values())
+        if given or not module.is_input_continuous or not fast_on_cpu(x):
+            kwargs |= {"cross_attention_kwargs": cross_attention_kwargs}
+            return own(x, encoder_hidden_states, *args, return_dict=return_dict, **kwargs)
+        height, width = x.shape[2:]
+        hidden = module.norm(x)
+        if not module.use_linear_projection:
+            hidden = module.proj_in(hidden)
+        hidden = hidden.permute(0, 2, 3, 1).flatten(1, 2)
+        if module.use_linear_projection:
+            hidden = module.proj_in(hidden)
+        for block in module.transformer_blocks:
+            hidden = block(
+                hidden,
+                encoder_hidden_states=encoder_hidden_states,
+                cross_attention_kwargs=cross_attention_kwargs,
+            )
+        if module.use_linear_projection:
+            hidden = module.proj_out(hidden)
+        hidden = hidden.unflatten(1, (height, width)).permute(0, 3, 1, 2)
+        if not module.use_linear_projection:
+            hidden = module.proj_out(hidden)
+        return (hidden + x,)
+
+    return forward
+
+
+_FORWARDS: dict[type, Callable[[Any], Forward]] = {
+    nn.Linear: _linear,
+    nn.Conv2d: _conv,
+    GEGLU: _geglu,
+    Attention: _attention,
+    Transformer2DModel: _transformer,
+}
