@@ -1,4 +1,5 @@
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -80,3 +81,46 @@ def test_missing_isa_names_the_reason(monkeypatch):
 def test_only_a_processor_has_c_kernels():
     with ops.force(backend="cpu"), pytest.raises(RuntimeError, match=r"op: backend 'cpu' .* meta"):
         backends.pick("op", torch.zeros(1, device="meta"), ("cpu",))
+
+
+def on_gpu(monkeypatch, missing, capability):
+    """A tensor as pick() sees one on a GPU."""
+    monkeypatch.setattr(_C, "cuda_missing", lambda: missing)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    backends._runs_cuda.cache_clear()
+    return SimpleNamespace(is_cpu=False, is_cuda=True, device="cuda:0", get_device=lambda: 0)
+
+
+@pytest.mark.parametrize(
+    "missing, capability, expected",
+    [("", (9, 0), "cuda"), ("", (7, 5), "triton"), ("no driver", (9, 0), "triton")],
+)
+def test_choice_on_a_gpu(monkeypatch, missing, capability, expected):
+    pytest.importorskip("triton")
+    tensor = on_gpu(monkeypatch, missing, capability)
+    try:
+        assert backends.pick("op", tensor, ("cpu", "cuda", "triton")) == expected
+        without = "cuda" if expected == "cuda" else "torch"
+        assert backends.pick("op", tensor, ("cpu", "cuda")) == without
+        assert backends.pick("op", tensor, ("cpu",)) == "torch"
+    finally:
+        backends._runs_cuda.cache_clear()
+
+
+def test_launch_passes_the_current_stream(monkeypatch):
+    calls = []
+    monkeypatch.setattr(
+        torch._C, "_cuda_getCurrentRawStream", lambda device: 40 + device, raising=False
+    )
+    monkeypatch.setattr(_C.cuda, "combine", lambda *arguments: calls.append(arguments))
+    backends.launch("combine", "cuda", SimpleNamespace(get_device=lambda: 2), "a", "b")
+    assert calls == [("a", "b", 2, 42)]
+
+
+def test_missing_cuda_is_explained(monkeypatch):
+    if torch.version.cuda is None:
+        monkeypatch.setattr(_C, "cuda_missing", lambda: "")
+        assert "torch is built without CUDA" in backends.backends()["cuda"]["reason"]
+    monkeypatch.setattr(_C, "cuda_missing", lambda: "the NVIDIA driver knows CUDA up to 12.4")
+    entry = backends.backends()["cuda"]
+    assert not entry["available"] and "12.4" in entry["reason"]
