@@ -31,4 +31,4 @@ demo: build
 	$(BIN)/cmlora demo --out out
 
 bench: build
-	$(BIN)/python -m cmlora_fast.benchmarks.kernels
+	$(BIN)/cmlora bench kernels

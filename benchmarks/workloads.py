@@ -9,9 +9,14 @@ LAYERS = {
     "SD 1.5 32x32": (2048, 640, 640),
     "SD 1.5 16x16": (1024, 1280, 1280),
     "SD 1.5 feed-forward": (1024, 1280, 10240),
-    "text keys": (10 * 77, 768, 320),
+    "SD 1.5 text keys": (10 * 77, 768, 320),
+    "SDXL 64x64": (8192, 640, 640),
+    "SDXL 32x32": (2048, 1280, 1280),
+    "SDXL text keys": (10 * 77, 2048, 1280),
 }
-RANKS = (4, 16, 32, 64, 128)
+RANKS = (4, 8, 16, 32, 64, 128)
+QUICK_RANKS = (4, 32)
+ADAPTERS = (2, 5, 16)
 
 
 def row_table(ranks: list[int], rows: list[list[int]]) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -2,6 +2,7 @@
 
 #include "cpu/attention_kernels.h"
 #include "cpu/combine_kernels.h"
+#include "cpu/fold_kernels.h"
 #include "cpu/geglu_kernels.h"
 #include "cpu/lora_kernels.h"
 #include "cpu/spectrum_kernels.h"
@@ -21,6 +22,7 @@ constexpr Kernels kernel_table() {
       attention_queries<Simd>(),
       delta_scratch<Simd>,
       attention_scratch<Simd>,
+      shrink_panel<Simd>,
       {pack_shrink<Simd, F>, pack_shrink<Simd, B>, pack_shrink<Simd, H>},
       {pack_expand<Simd, F>, pack_expand<Simd, B>, pack_expand<Simd, H>},
       {lora_delta<Simd, F>, lora_delta<Simd, B>, lora_delta<Simd, H>},

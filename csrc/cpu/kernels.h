@@ -10,7 +10,7 @@ namespace cmlora::cpu {
 
 // One adapter of a row, packed to float32. W is the vector width.
 struct Segment {
-  const float* shrink;  // A as [ceil(rank / W), K, W], missing ranks zero
+  const float* shrink;  // A in panels of W ranks, see pack_kernels.h
   const float* expand;  // the other factor as [ceil(columns / 2W), rank, 2W], missing columns zero
   int64_t first;        // first rank in the slabs
   int64_t rank;
@@ -107,7 +107,8 @@ struct Kernels {
   int64_t attention_queries;
   int64_t (*delta_scratch)(int64_t padded_rank);
   int64_t (*attention_scratch)(int64_t D);
-  void (*pack_shrink[kDTypes])(const Matrix& a, int64_t rank, int64_t K, float* out);
+  int64_t (*shrink_panel)(int64_t K);
+  void (*pack_shrink[kDTypes])(const Matrix& a, int64_t ranks, int64_t K, float* out);
   void (*pack_expand[kDTypes])(const Matrix& m, int64_t rank, int64_t columns, float* out);
   void (*lora_delta[kDTypes])(const DeltaBlock& block);
   void (*lora_fold[kDTypes])(const FoldBlock& block);

@@ -10,8 +10,9 @@ void lora_fold(const LoraFold& op, int isa) {
   if (op.table.rows == 0 || op.N == 0 || op.K == 0) return;
   thread_local Scratch<float> packed_memory;
   const Kernels& kernels = kernels_of(isa);
-  const PackedRows packed(kernels, op.dtype, op.table, Matrix{nullptr, 0, 0}, 0, op.a, op.K,
-                          &packed_memory);
+  const PackedSlots slots(kernels, op.dtype, op.table.slots, used_slots(op.table),
+                          Matrix{nullptr, 0, 0}, 0, op.a, op.K, &packed_memory);
+  const PackedRows packed(kernels, op.table, slots);
 
   const int64_t size = element_size(op.dtype);
   prefer_huge_pages(op.out, op.table.rows * op.N * op.K * size);

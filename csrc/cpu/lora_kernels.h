@@ -1,9 +1,12 @@
 #pragma once
 
+#include <type_traits>
+
 #include "cpu/kernels.h"
+#include "cpu/pack_kernels.h"
 #include "cpu/unroll.h"
 
-// Register tiles of lora_delta_ and lora_fold, for any Simd and element type. Every sum runs in the
+// Register tiles of lora_delta_, for any Simd and element type. Every sum runs in the
 // same order whatever the tile, so a result depends neither on its neighbours nor on the threads.
 
 namespace cmlora::cpu {
@@ -15,48 +18,9 @@ constexpr int64_t kDepth = 128;
 // 16 more floats per row keep the rows of a tile from sharing cache sets.
 constexpr int64_t kDepthStride = kDepth + 16;
 
-static constexpr int64_t round_up(int64_t value, int64_t step) {
-  return (value + step - 1) / step * step;
-}
-
 template <typename Simd>
 int64_t delta_scratch(int64_t padded_rank) {
-  return Simd::kTile * (kDepthStride + 2 * padded_rank);
-}
-
-template <typename Simd, typename T>
-void pack_shrink(const Matrix& a, int64_t rank, int64_t K, float* out) {
-  constexpr int64_t kWidth = Simd::kWidth;
-  const T* data = static_cast<const T*>(a.data);
-  for (int64_t first = 0; first < rank; first += kWidth, out += K * kWidth) {
-    const int64_t lanes = rank - first < kWidth ? rank - first : kWidth;
-    // Blocks of k: both the reads along a row of `a` and the writes across lanes stay in L1.
-    for (int64_t block = 0; block < K; block += 64) {
-      const int64_t end = block + 64 < K ? block + 64 : K;
-      for (int64_t lane = 0; lane < kWidth; ++lane) {
-        const T* from = data + (first + lane) * a.row_stride;
-        for (int64_t k = block; k < end; ++k) {
-          out[k * kWidth + lane] = lane < lanes ? to_float(from[k * a.col_stride]) : 0.0f;
-        }
-      }
-    }
-  }
-}
-
-// m is [rank, columns].
-template <typename Simd, typename T>
-void pack_expand(const Matrix& m, int64_t rank, int64_t columns, float* out) {
-  constexpr int64_t kPanel = 2 * Simd::kWidth;
-  const T* data = static_cast<const T*>(m.data);
-  for (int64_t first = 0; first < columns; first += kPanel, out += rank * kPanel) {
-    const int64_t count = columns - first < kPanel ? columns - first : kPanel;
-    for (int64_t column = 0; column < kPanel; ++column) {
-      const T* from = data + (first + column) * m.col_stride;
-      for (int64_t r = 0; r < rank; ++r) {
-        out[r * kPanel + column] = column < count ? to_float(from[r * m.row_stride]) : 0.0f;
-      }
-    }
-  }
+  return Simd::kTile * (kDepthStride + padded_rank);
 }
 
 // to[M, kDepthStride] = from[M, depth] in float32.
@@ -69,54 +33,126 @@ void load_tile(const T* from, int64_t stride, int64_t depth, float* to) {
   }
 }
 
-// hidden[M, stride] += x[M, depth] · Aᵀ for P vectors of ranks.
+// hidden[P, M, W] += x[M, depth] · Aᵀ for P vectors of ranks.
 template <typename Simd, int M, int P>
-void shrink(const float* x, const float* a, int64_t panel, int64_t depth, float* hidden,
-            int64_t stride) {
+void shrink(const float* x, int64_t stride, const float* a, int64_t panel, int64_t depth,
+            float* hidden) {
+  constexpr int64_t kLine = 64 / sizeof(float);
   typename Simd::Reg sums[M][P];
   for (int m = 0; m < M; ++m) {
     for (int p = 0; p < P; ++p) sums[m][p] = Simd::set(0.0f);
   }
-  for (int64_t k = 0; k < depth; ++k, a += Simd::kWidth) {
+  for (int64_t k = 0; k < depth; ++k, ++x, a += Simd::kWidth) {
+    if (k % kLine == 0) {  // the tile after this one
+      for (int m = 0; m < M; ++m) __builtin_prefetch(x + (M + m) * stride);
+    }
     typename Simd::Reg ranks[P];
     CMLORA_UNROLL
     for (int p = 0; p < P; ++p) ranks[p] = Simd::load(a + p * panel);
     CMLORA_UNROLL
     for (int m = 0; m < M; ++m) {
-      const auto value = Simd::set(x[m * kDepthStride + k]);
+      const auto value = Simd::set(x[m * stride]);
       CMLORA_UNROLL
       for (int p = 0; p < P; ++p) sums[m][p] = Simd::fma(value, ranks[p], sums[m][p]);
     }
   }
-  for (int m = 0; m < M; ++m) {
-    for (int p = 0; p < P; ++p) {
-      float* to = hidden + m * stride + p * Simd::kWidth;
-      Simd::store(to, Simd::add(Simd::load(to), sums[m][p]));
+  for (int p = 0; p < P; ++p) {
+    for (int m = 0; m < M; ++m, hidden += Simd::kWidth) {
+      Simd::store(hidden, Simd::add(Simd::load(hidden), sums[m][p]));
     }
   }
 }
 
-// out[M, 2W] = in[M, 2W] + Σ hidden[rank, M] · columns[rank, 2W], over all segments.
+// hidden[M, W], its first kDotRanks lanes, += x[M, depth] · Aᵀ; a [kDotRanks, stride a_stride].
+template <typename Simd, typename T, int M>
+void shrink_dots(const T* x, int64_t stride, const float* a, int64_t a_stride, int64_t depth,
+                 float* hidden) {
+  constexpr int64_t kWidth = Simd::kWidth;
+  typename Simd::Reg sums[M][kDotRanks];
+  for (int m = 0; m < M; ++m) {
+    for (int r = 0; r < kDotRanks; ++r) sums[m][r] = Simd::set(0.0f);
+  }
+  const auto add = [&](const T* from, int64_t from_stride, const float* ranks) {
+    typename Simd::Reg values[M];
+    CMLORA_UNROLL
+    for (int m = 0; m < M; ++m) values[m] = Simd::load(from + m * from_stride);
+    CMLORA_UNROLL
+    for (int r = 0; r < kDotRanks; ++r) {
+      const auto rank = Simd::load(ranks + r * a_stride);
+      CMLORA_UNROLL
+      for (int m = 0; m < M; ++m) sums[m][r] = Simd::fma(values[m], rank, sums[m][r]);
+    }
+  };
+  int64_t k = 0;
+  for (; k + kWidth <= depth; k += kWidth) add(x + k, stride, a + k);
+  if (k < depth) {
+    T rest[M * kWidth] = {};
+    for (int m = 0; m < M; ++m) {
+      for (int64_t i = k; i < depth; ++i) rest[m * kWidth + i - k] = x[m * stride + i];
+    }
+    add(rest, kWidth, a + k);
+  }
+  for (int m = 0; m < M; ++m, hidden += kWidth) {
+    Simd::add_sums(sums[m][0], sums[m][1], sums[m][2], sums[m][3], hidden);
+  }
+}
+
+template <typename Simd, int M>
+void add_partial(const float* partial, typename Simd::Reg (&sums)[M][2]) {
+  for (int i = 0; i < 2 * M; ++i) {
+    sums[i / 2][i % 2] = Simd::add(Simd::load(partial + i * Simd::kWidth), sums[i / 2][i % 2]);
+  }
+}
+
+// Moves the sums to `partial`, onto what it holds already if `flushed`.
+template <typename Simd, int M>
+void flush(typename Simd::Reg (&sums)[M][2], float* partial, bool flushed) {
+  if (flushed) add_partial<Simd, M>(partial, sums);
+  for (int i = 0; i < 2 * M; ++i) {
+    Simd::store(partial + i * Simd::kWidth, sums[i / 2][i % 2]);
+    sums[i / 2][i % 2] = Simd::set(0.0f);
+  }
+}
+
+// out[M, 2W] = in[M, 2W] + Σ hidden · columns[rank, 2W], over all segments.
 template <typename Simd, typename T, int M>
 void expand(const float* hidden, const Segment* segments, int64_t count, int64_t panel, const T* in,
             int64_t in_stride, T* out, int64_t out_stride) {
-  constexpr int64_t kWidth = Simd::kWidth;
+  constexpr int64_t kWidth = Simd::kWidth, kPanel = 2 * kWidth;
+  constexpr int64_t kLine = 64 / sizeof(T);
   typename Simd::Reg sums[M][2];
-  for (int m = 0; m < M; ++m) sums[m][0] = sums[m][1] = Simd::set(0.0f);
-  for (int64_t s = 0; s < count; ++s) {
-    const int64_t rank = segments[s].rank;
-    const float* columns = segments[s].expand + panel * rank * 2 * kWidth;
-    for (int64_t r = 0; r < rank; ++r, columns += 2 * kWidth, hidden += M) {
-      const auto left = Simd::load(columns);
-      const auto right = Simd::load(columns + kWidth);
-      CMLORA_UNROLL
-      for (int m = 0; m < M; ++m) {
-        const auto value = Simd::set(hidden[m]);
-        sums[m][0] = Simd::fma(value, left, sums[m][0]);
-        sums[m][1] = Simd::fma(value, right, sums[m][1]);
-      }
+  for (int m = 0; m < M; ++m) {
+    sums[m][0] = sums[m][1] = Simd::set(0.0f);
+    for (int64_t i = 0; i < kPanel; i += kLine) {  // the panel after this one
+      __builtin_prefetch(in + m * in_stride + kPanel + i);
     }
   }
+  float partial[M * kPanel];  // sums of kDepth ranks each, for the sake of rounding
+  int64_t pending = 0;
+  bool flushed = false;
+  for (int64_t s = 0; s < count; ++s) {
+    const int64_t rank = segments[s].rank;
+    const float* columns = segments[s].expand + panel * rank * kPanel;
+    for (int64_t first = 0; first < rank; first += kWidth, hidden += M * kWidth) {
+      const int64_t ranks = rank - first < kWidth ? rank - first : kWidth;
+      for (int64_t r = 0; r < ranks; ++r, columns += kPanel) {
+        const auto left = Simd::load(columns);
+        const auto right = Simd::load(columns + kWidth);
+        CMLORA_UNROLL
+        for (int m = 0; m < M; ++m) {
+          const auto value = Simd::set(hidden[m * kWidth + r]);
+          sums[m][0] = Simd::fma(value, left, sums[m][0]);
+          sums[m][1] = Simd::fma(value, right, sums[m][1]);
+        }
+      }
+      pending += ranks;
+      if (pending < kDepth) continue;
+      flush<Simd, M>(sums, partial, flushed);
+      pending = 0;
+      flushed = true;
+    }
+  }
+  if (flushed) add_partial<Simd, M>(partial, sums);
   for (int m = 0; m < M; ++m, in += in_stride, out += out_stride) {
     Simd::store(out, Simd::add(Simd::load(in), sums[m][0]));
     Simd::store(out + kWidth, Simd::add(Simd::load(in + kWidth), sums[m][1]));
@@ -145,39 +181,81 @@ void expand_rows(const float* hidden, const Segment* segments, int64_t count, in
   }
 }
 
+// hidden [padded_rank / W, M, W] += x[M, depth] · Aᵀ from input feature `first` on, by vectors of
+// ranks, for all segments.
+template <typename Simd, int M>
+void shrink_tile(const DeltaBlock& block, const float* x, int64_t stride, int64_t first,
+                 int64_t depth, float* hidden) {
+  constexpr int64_t kWidth = Simd::kWidth;
+  const int64_t panel = shrink_panel<Simd>(block.K);
+  for (int64_t s = 0; s < block.segment_count; ++s) {
+    const float* a = block.segments[s].shrink + first * kWidth;
+    int64_t rank = block.segments[s].rank;
+    for (; rank > kWidth && !dots<Simd>(rank - kWidth); rank -= 2 * kWidth, a += 2 * panel) {
+      shrink<Simd, M, 2>(x, stride, a, panel, depth, hidden);
+      hidden += 2 * M * kWidth;
+    }
+    if (rank > 0 && !dots<Simd>(rank)) {
+      shrink<Simd, M, 1>(x, stride, a, panel, depth, hidden);
+      hidden += M * kWidth;
+      rank -= kWidth;
+    }
+    if (rank > 0) hidden += M * kWidth;
+  }
+}
+
+// The same for the ranks left over, by vectors along K.
+template <typename Simd, typename T, int M>
+void shrink_rests(const DeltaBlock& block, const T* x, float* hidden) {
+  constexpr int64_t kWidth = Simd::kWidth;
+  constexpr int64_t kPass = kDepth * kWidth;  // each lane sums kDepth products
+  constexpr int kRows = M % 2 == 0 ? M / 2 : M;
+  const int64_t a_stride = round_up(block.K, kWidth);
+  for (int64_t s = 0; s < block.segment_count; ++s) {
+    const int64_t rank = block.segments[s].rank, whole = rank / kWidth, rest = rank % kWidth;
+    hidden += whole * M * kWidth;
+    if (rest == 0) continue;
+    const float* a = block.segments[s].shrink + whole * shrink_panel<Simd>(block.K);
+    for (int64_t r = 0; dots<Simd>(rest) && r < rest; r += kDotRanks, a += kDotRanks * a_stride) {
+      for (int64_t k = 0; k < block.K; k += kPass) {
+        const int64_t depth = block.K - k < kPass ? block.K - k : kPass;
+        for (int m = 0; m < M; m += kRows) {
+          shrink_dots<Simd, T, kRows>(x + m * block.x_stride + k, block.x_stride, a + k, a_stride,
+                                      depth, hidden + m * kWidth + r);
+        }
+      }
+    }
+    hidden += M * kWidth;
+  }
+}
+
 template <typename Simd, typename T, int M>
 void delta_tile(const DeltaBlock& block, const T* x, T* y) {
-  constexpr int64_t kWidth = Simd::kWidth;
-  const int64_t stride = block.padded_rank;
-  float* tile = block.scratch;
-  float* hidden = tile + M * kDepthStride;  // [M, padded_rank]
-  float* turned = hidden + M * stride;      // [rank, M], scaled
-  for (int64_t i = 0; i < M * stride; ++i) hidden[i] = 0.0f;
-  for (int64_t first = 0; first < block.K; first += kDepth) {
-    const int64_t depth = block.K - first < kDepth ? block.K - first : kDepth;
-    load_tile<Simd, T, M>(x + first, block.x_stride, depth, tile);
-    float* to = hidden;
-    for (int64_t s = 0; s < block.segment_count; ++s) {
-      const int64_t panels = round_up(block.segments[s].rank, kWidth) / kWidth;
-      const int64_t panel = block.K * kWidth;
-      const float* a = block.segments[s].shrink + first * kWidth;
-      int64_t p = 0;
-      for (; p + 2 <= panels; p += 2, a += 2 * panel, to += 2 * kWidth) {
-        shrink<Simd, M, 2>(tile, a, panel, depth, to, stride);
-      }
-      if (p < panels) shrink<Simd, M, 1>(tile, a, panel, depth, to, stride), to += kWidth;
-    }
-  }
-  const float* from = hidden;
-  float* to = turned;
+  float* hidden = block.scratch;
+  bool panels = false;  // of ranks, beside those along K
   for (int64_t s = 0; s < block.segment_count; ++s) {
-    const Segment& segment = block.segments[s];
-    for (int64_t r = 0; r < segment.rank; ++r, to += M) {
-      for (int m = 0; m < M; ++m) to[m] = segment.scale * from[m * stride + r];
-    }
-    from += round_up(segment.rank, kWidth);
+    const int64_t rank = block.segments[s].rank;
+    panels = panels || rank > Simd::kWidth || !dots<Simd>(rank);
   }
-  expand_rows<Simd, T, M>(turned, block.segments, block.segment_count, block.N, y, block.y_stride,
+  for (int64_t i = 0; i < M * block.padded_rank; ++i) hidden[i] = 0.0f;
+  for (int64_t first = 0; panels && first < block.K; first += kDepth) {
+    const int64_t depth = block.K - first < kDepth ? block.K - first : kDepth;
+    if constexpr (std::is_same_v<T, float>) {
+      shrink_tile<Simd, M>(block, x + first, block.x_stride, first, depth, hidden);
+    } else {
+      float* tile = hidden + M * block.padded_rank;
+      load_tile<Simd, T, M>(x + first, block.x_stride, depth, tile);
+      shrink_tile<Simd, M>(block, tile, kDepthStride, first, depth, hidden);
+    }
+  }
+  if constexpr (kHasDots<Simd>) shrink_rests<Simd, T, M>(block, x, hidden);
+  float* to = hidden;
+  for (int64_t s = 0; s < block.segment_count; ++s) {
+    const int64_t size = M * round_up(block.segments[s].rank, Simd::kWidth);
+    for (int64_t i = 0; i < size; ++i) to[i] *= block.segments[s].scale;
+    to += size;
+  }
+  expand_rows<Simd, T, M>(hidden, block.segments, block.segment_count, block.N, y, block.y_stride,
                           y, block.y_stride);
 }
 
@@ -196,30 +274,6 @@ void lora_delta(const DeltaBlock& block) {
   for (; token < block.tokens; ++token) {
     delta_tile<Simd, T, 1>(block, x + token * block.x_stride, y + token * block.y_stride);
   }
-}
-
-template <typename Simd, typename T, int M>
-void fold_tile(const FoldBlock& block, int64_t first) {
-  const T* b = static_cast<const T*>(block.b.data) + first * block.b.row_stride;
-  float* to = block.scratch;  // [rank, M]
-  for (int64_t s = 0; s < block.segment_count; ++s) {
-    const Segment& segment = block.segments[s];
-    for (int64_t r = 0; r < segment.rank; ++r, to += M) {
-      const T* from = b + (segment.first + r) * block.b.col_stride;
-      for (int m = 0; m < M; ++m) to[m] = segment.scale * to_float(from[m * block.b.row_stride]);
-    }
-  }
-  expand_rows<Simd, T, M>(block.scratch, block.segments, block.segment_count, block.K,
-                          static_cast<const T*>(block.w) + first * block.w_stride, block.w_stride,
-                          static_cast<T*>(block.out) + first * block.out_stride, block.out_stride);
-}
-
-template <typename Simd, typename T>
-void lora_fold(const FoldBlock& block) {
-  int64_t n = 0;
-  for (; n + Simd::kTile <= block.count; n += Simd::kTile)
-    fold_tile<Simd, T, Simd::kTile>(block, n);
-  for (; n < block.count; ++n) fold_tile<Simd, T, 1>(block, n);
 }
 
 }  // namespace cmlora::cpu

@@ -8,12 +8,35 @@
 
 namespace cmlora::cpu {
 
-// The adapters that a row table uses, packed for the kernels; slots that no row uses are not read.
+// Adapters packed for the kernels of one instruction set.
+class PackedSlots {
+ public:
+  struct Slot {
+    int64_t first;
+    int64_t rank;  // 0 where the slot was not wanted
+    const float* shrink;
+    const float* expand;
+  };
+
+  // Packs the wanted slots and reads no other. shrink [ΣR, K] may be null (data) when only
+  // `expand` [ΣR, columns] is needed. Lasts as long as `memory` is not used for something else.
+  PackedSlots(const Kernels& kernels, DType dtype, const int32_t* slots,
+              const std::vector<bool>& wanted, const Matrix& shrink, int64_t K,
+              const Matrix& expand, int64_t columns, Scratch<float>* memory);
+
+  const Slot& operator[](int64_t slot) const { return slots_[slot]; }
+
+ private:
+  std::vector<Slot> slots_;
+};
+
+// The slots that the rows of a table use.
+std::vector<bool> used_slots(const RowTable& table);
+
+// The segments of every row of a table.
 class PackedRows {
  public:
-  // shrink [ΣR, K] may be null (data) when only `expand` [ΣR, columns] is wanted.
-  PackedRows(const Kernels& kernels, DType dtype, const RowTable& table, const Matrix& shrink,
-             int64_t K, const Matrix& expand, int64_t columns, Scratch<float>* memory);
+  PackedRows(const Kernels& kernels, const RowTable& table, const PackedSlots& slots);
 
   const Segment* segments(int64_t row) const { return segments_.data() + start_[row]; }
   int64_t segment_count(int64_t row) const { return start_[row + 1] - start_[row]; }

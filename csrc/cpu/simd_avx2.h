@@ -64,6 +64,13 @@ struct Avx2Simd {
     const __m256i biased = _mm256_add_epi32(_mm256_cvtps_epi32(whole), _mm256_set1_epi32(127));
     return _mm256_mul_ps(value, _mm256_castsi256_ps(_mm256_slli_epi32(biased, 23)));
   }
+
+  // to[0 .. 3] += the sums of the lanes of p, q, u, v.
+  static void add_sums(Reg p, Reg q, Reg u, Reg v, float* to) {
+    const Reg all = _mm256_hadd_ps(_mm256_hadd_ps(p, q), _mm256_hadd_ps(u, v));
+    const __m128 sums = _mm_add_ps(_mm256_castps256_ps128(all), _mm256_extractf128_ps(all, 1));
+    _mm_storeu_ps(to, _mm_add_ps(_mm_loadu_ps(to), sums));
+  }
 };
 
 }  // namespace cmlora::cpu

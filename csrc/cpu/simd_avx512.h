@@ -59,6 +59,17 @@ struct Avx512Simd {
 
   // value · 2^whole, for a whole number of -126 to 127.
   static Reg times_exp2(Reg value, Reg whole) { return _mm512_scalef_ps(value, whole); }
+
+  // to[0 .. 3] += the sums of the lanes of p, q, u, v.
+  static void add_sums(Reg p, Reg q, Reg u, Reg v, float* to) {
+    const __m512d pq = _mm512_castps_pd(add(_mm512_unpacklo_ps(p, q), _mm512_unpackhi_ps(p, q)));
+    const __m512d uv = _mm512_castps_pd(add(_mm512_unpacklo_ps(u, v), _mm512_unpackhi_ps(u, v)));
+    const Reg all = add(_mm512_castpd_ps(_mm512_unpacklo_pd(pq, uv)),
+                        _mm512_castpd_ps(_mm512_unpackhi_pd(pq, uv)));
+    const __m256 half = _mm256_add_ps(_mm512_castps512_ps256(all), _mm512_extractf32x8_ps(all, 1));
+    const __m128 sums = _mm_add_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1));
+    _mm_storeu_ps(to, _mm_add_ps(_mm_loadu_ps(to), sums));
+  }
 };
 
 }  // namespace cmlora::cpu

@@ -3,7 +3,8 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 from cmlora_fast import _C, ops
-from cmlora_fast.ops import reference
+from cmlora_fast.ops import backends, reference
+from cmlora_fast.ops.lora_delta import PackedAdapters
 from op_checks import MIXES, RowTable, assert_as_good, with_serial_pool
 from torch.library import opcheck
 
@@ -12,6 +13,7 @@ SHAPES = [  # tokens, K, N
     (77, 48, 64),  # text tokens
     (13, 37, 41),  # nothing divides a tile
     (50, 320, 96),  # width of SD 1.5
+    (29, 2100, 70),  # more than one pass of the ranks that run along K
     (5, 1100, 33),  # more than two passes over K
 ]
 
@@ -120,6 +122,68 @@ def test_repeatable_and_independent_of_neighbours(mix, dtype, isa):
     tokens = y[:, 7:30].clone()  # other tiles, other neighbours
     ops.lora_delta_(tokens, x[:, 7:30], a, b, slots, row_ptr, *entries)
     assert torch.equal(tokens, whole[:, 7:30])
+
+
+RANKS = [1, 2, 3, 4, 5, 7, 8, 9, 12, 15, 16, 17, 20, 24, 25, 32, 36, 48, 49, 63, 100, 128, 200, 256]
+
+
+def test_ranks_one_by_one_and_mixed(isa):
+    shape = (29, 130, 70)
+    for rank in RANKS:
+        check(*make_inputs(RowTable([rank], [[(0, 0.7)]]), shape))
+    each = [(slot, 0.1 * slot) for slot in range(len(RANKS))]
+    check(*make_inputs(RowTable(RANKS, [each, each[::-2], []]), shape))
+
+
+def packed_call(y, x, a, b, slots, *entries):
+    packed = PackedAdapters(a, b, slots)
+    packed.lora_delta_(y, x, *entries)
+    return packed
+
+
+@pytest.mark.parametrize("mix", MIXES.values(), ids=MIXES.keys())
+def test_packed_adapters_agree_bit_for_bit(mix, dtype, isa):
+    y, *rest = make_inputs(mix, (29, 37, 70), dtype)
+    ours, packed = y.clone(), y
+    ops.lora_delta_(ours, *rest)
+    packed_call(packed, *rest)
+    assert torch.equal(packed, ours)
+
+
+@pytest.mark.parametrize("name", ["a", "b", "slots"])
+def test_packed_adapters_follow_their_slabs(name):
+    y, x, a, b, slots, *entries = make_inputs(MIXES["plain"], (5, 24, 20))
+    packed = packed_call(y.clone(), x, a, b, slots, *entries)
+    if name == "slots":
+        packed.slots[1] += 2
+    else:
+        getattr(packed, name).mul_(2)
+    ours, expected = y.clone(), y.clone()
+    packed.lora_delta_(ours, x, *entries)
+    ops.lora_delta_(expected, x, packed.a, packed.b, packed.slots, *entries)
+    assert torch.equal(ours, expected)
+
+
+def test_packed_adapters_follow_the_instruction_set():
+    y, *rest = make_inputs(MIXES["plain"], (5, 24, 20))
+    packed = packed_call(y.clone(), *rest)
+    for isa in ("scalar", backends.ISAS[_C.best_isa()]):
+        with ops.force(isa=isa):
+            ours, expected = y.clone(), y.clone()
+            packed.lora_delta_(ours, rest[0], *rest[4:])
+            ops.lora_delta_(expected, *rest)
+        assert torch.equal(ours, expected)
+
+
+def test_packed_adapters_made_in_inference_mode():
+    with torch.inference_mode():
+        y, *rest = make_inputs(MIXES["plain"], (5, 24, 20))
+        packed = packed_call(y.clone(), *rest)
+        rest[1].mul_(3)
+        ours = y.clone()
+        packed.lora_delta_(ours, rest[0], *rest[4:])
+        ops.lora_delta_(y, *rest)
+        assert torch.equal(ours, y)
 
 
 def test_threads_without_torch_agree(isa):

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import ops
+from ..ops.lora_delta import PackedAdapters
 from .peft import AdaptedLayer
 from .slab import pack
 
@@ -23,7 +24,10 @@ class DeltaLayer:
         self.scale = scale
         self._convolves = isinstance(layer.base, nn.Conv2d)
         self._slab = None if self._convolves else pack(layer, subsets, scale)
-        self.bytes = 0 if self._convolves else self._slab.bytes
+        self.bytes = 0
+        if not self._convolves:
+            self._packed = PackedAdapters(self._slab.a, self._slab.b, self._slab.slots)
+            self.bytes = self._slab.bytes + self._packed.bytes
         self._tables: dict[tuple, tuple[Tensor, Tensor, Tensor]] = {}
 
     def __call__(self, x: Tensor, rows) -> Tensor:
@@ -51,7 +55,7 @@ class DeltaLayer:
         if recorded or not x.dtype == y.dtype == dtype:
             delta = ops.lora_delta(tokens_in.to(dtype), slab.a, slab.b, slab.slots, *tables)
             return y + delta.view_as(y).to(y.dtype)
-        ops.lora_delta_(tokens_out, tokens_in, slab.a, slab.b, slab.slots, *tables)
+        self._packed.lora_delta_(tokens_out, tokens_in, *tables)
         return y
 
     def _add_convolutions(self, y: Tensor, x: Tensor, rows) -> Tensor:

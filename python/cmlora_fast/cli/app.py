@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import typer
 
 from .analyze import analyze
+from .bench import bench
 from .demo import demo
 from .doctor import doctor
 from .errors import one_line
@@ -87,6 +88,7 @@ lora.command(
     "inspect", epilog="Example: cmlora lora inspect character.safetensors --model path/to/model"
 )(inspect_lora)
 app.add_typer(lora, name="lora")
+app.add_typer(bench, name="bench")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

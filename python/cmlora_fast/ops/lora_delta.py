@@ -16,7 +16,7 @@ from ._check import (
     wrote,
 )
 from ._register import register
-from .backends import launch, pick
+from .backends import isa, launch, pick
 
 KERNELS = ("cpu", "cuda", "triton")
 
@@ -34,24 +34,18 @@ def _check(op: str, x: Tensor, a: Tensor, b: Tensor, y: Tensor | None = None) ->
         raise shape_error(op, "a contiguous last dimension of x and y", *tensors[:-2])
 
 
+def _operands(y: Tensor, x: Tensor) -> tuple[int, ...]:
+    """What the kernels are told of y and x after their addresses."""
+    return *x.shape[1:], y.shape[2], *y.stride()[:2], *x.stride()[:2], DTYPES[y.dtype]
+
+
+def _matrices(a: Tensor, b: Tensor) -> tuple[int, ...]:
+    return a.data_ptr(), *a.stride(), b.data_ptr(), *b.stride()
+
+
 def _run(backend: str, y: Tensor, x: Tensor, a: Tensor, b: Tensor, table: "_C.RowTable") -> None:
-    launch(
-        "lora_delta",
-        backend,
-        y,
-        table,
-        y.data_ptr(),
-        x.data_ptr(),
-        a.data_ptr(),
-        *a.stride(),
-        b.data_ptr(),
-        *b.stride(),
-        *x.shape[1:],
-        y.shape[2],
-        *y.stride()[:2],
-        *x.stride()[:2],
-        DTYPES[y.dtype],
-    )
+    addresses = y.data_ptr(), x.data_ptr(), *_matrices(a, b)
+    launch("lora_delta", backend, y, table, *addresses, *_operands(y, x))
 
 
 @register(mutates_args=("y",))
@@ -80,14 +74,70 @@ def lora_delta_(
         row_slot: Adapter of each entry. int32 [nnz].
         row_scale: Scale of each entry. float32 [nnz].
     """
-    op, tables = "lora_delta_", (slots, row_ptr, row_slot, row_scale)
+    _update(y, x, a, b, (slots, row_ptr, row_slot, row_scale))
+
+
+class PackedAdapters:
+    """Slabs that the CPU kernels have packed once: the same update, without packing at each call.
+
+    Made by the owner of the slabs and dropped with them. Packs at the first use, and again when a
+    slab was written to.
+    """
+
+    def __init__(self, a: Tensor, b: Tensor, slots: Tensor):
+        """``a`` [ΣR, K], ``b`` [N, ΣR], ``slots`` [S + 1], as for ``lora_delta_``."""
+        self.a, self.b, self.slots = a, b, slots
+        self._key = self._kernel = None
+
+    @property
+    def bytes(self) -> int:
+        """Of the packed copy, padding aside: float32, on the CPU alone."""
+        return 4 * (self.a.numel() + self.b.numel()) if self.a.is_cpu else 0
+
+    def lora_delta_(
+        self, y: Tensor, x: Tensor, row_ptr: Tensor, row_slot: Tensor, row_scale: Tensor
+    ) -> None:
+        """``ops.lora_delta_(y, x, a, b, slots, row_ptr, row_slot, row_scale)``, bit for bit."""
+        tables = self.slots, row_ptr, row_slot, row_scale
+        if torch.compiler.is_compiling() or any(t.is_inference() for t in self._slabs()):
+            lora_delta_(y, x, self.a, self.b, *tables)  # no versions to see a write by
+        else:
+            _update(y, x, self.a, self.b, tables, self)
+
+    def run(self, y: Tensor, x: Tensor, table: "_C.RowTable") -> None:
+        """The kernel, on checked arguments."""
+        key = isa(), *((t.data_ptr(), t._version) for t in self._slabs())
+        if key != self._key:
+            N, K = self.b.shape[0], self.a.shape[1]
+            slots = self.slots.data_ptr(), self.slots.numel() - 1
+            dtype = DTYPES[self.a.dtype]
+            self._kernel = _C.PackedAdapters(*_matrices(self.a, self.b), *slots, K, N, dtype, isa())
+            self._key = key
+        self._kernel.lora_delta(table, y.data_ptr(), x.data_ptr(), *_operands(y, x))
+
+    def _slabs(self) -> tuple[Tensor, Tensor, Tensor]:
+        return self.a, self.b, self.slots
+
+
+def _update(
+    y: Tensor,
+    x: Tensor,
+    a: Tensor,
+    b: Tensor,
+    tables: tuple[Tensor, Tensor, Tensor, Tensor],
+    packed: PackedAdapters | None = None,
+) -> None:
+    op = "lora_delta_"
     _check(op, x, a, b, y)
     if overlaps_itself(y) or (y.data_ptr() == x.data_ptr() and y.numel()):
         raise shape_error(op, "y without overlap, in itself or with x", y, x)
     check_no_grad(op, "use lora_delta, or torch.no_grad()", y, x, a, b)
     table = check_row_table(op, y, x.shape[0], a.shape[0], tables)
     backend = pick(op, y, KERNELS, matmul=True)
-    if backend in ("cpu", "cuda"):
+    if backend == "cpu" and packed is not None:
+        packed.run(y, x, table)
+        wrote(y)
+    elif backend in ("cpu", "cuda"):
         _run(backend, y, x, a, b, table)
         wrote(y)
     elif backend == "triton":

@@ -1,0 +1,113 @@
+"""The measurements of ``cmlora bench kernels``, their document and their table."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import math
+import re
+import subprocess
+from pathlib import Path
+from typing import Any
+
+from .progress import progress
+from .report import document, print_table
+
+__all__ = ["run", "show", "write"]
+
+COLUMNS = ["case", "ran", "µs [quartiles]", "GB/s (copy)", "GFLOP/s (GEMM)", "times as fast as"]
+
+
+def run(
+    chosen: list[str],
+    dtype: str,
+    isa: str | None,
+    seconds: float,
+    quick: bool,
+    out: Path | None,
+) -> dict[str, Any]:
+    """The document of one run; also written to the directory ``out``, if there is one."""
+    import torch
+
+    from .. import ops
+    from ..benchmarks import kernels
+
+    torch.manual_seed(0)
+    kind = getattr(torch, dtype)
+    listed = kernels.cases(chosen, kind, quick)
+    results = []
+    with ops.force(isa=isa), torch.no_grad(), progress(len(listed) + 1, "machine") as advance:
+        if out is not None:
+            out.mkdir(parents=True, exist_ok=True)
+        rates = kernels.machine_rates(kind)
+        for op, case, make in listed:
+            advance(description=f"{op} {case}")
+            row = {"op": op, "case": case, **kernels.measure(op, make(), seconds, rates)}
+            results.append(row)
+        advance()
+    arguments = {"op": chosen, "dtype": dtype, "isa": isa, "seconds": seconds, "quick": quick}
+    report = document("bench kernels", arguments, **provenance(), rates=rates, results=results)
+    if out is not None:
+        write(report, out, "kernels")
+    return report
+
+
+def provenance() -> dict[str, Any]:
+    """When, and from which commit where the package runs from a clone."""
+    here = Path(__file__).resolve().parent
+    command = ["git", "-C", str(here), "rev-parse", "--short", "HEAD"]
+    try:
+        asked = subprocess.run(command, capture_output=True, text=True)
+        commit = asked.stdout.strip() or None
+    except OSError:
+        commit = None
+    return {"date": datetime.date.today().isoformat(), "commit": commit}
+
+
+def write(report: dict[str, Any], out: Path, name: str) -> Path:
+    """``out/<name>-<date>-<processor>[-<dtype>].json``."""
+    processor = re.sub(r"[^a-z0-9]+", "-", report["machine"]["processor"].lower()).strip("-")
+    dtype = report["arguments"].get("dtype", "float32")
+    kind = "" if dtype == "float32" else f"-{dtype}"
+    path = out / f"{name}-{report['date']}-{processor}{kind}.json"
+    path.write_text(json.dumps(_rounded(report), indent=1, allow_nan=False) + "\n")
+    return path
+
+
+def show(report: dict[str, Any]) -> None:
+    """One table per op."""
+    rates, threads = report["rates"], report["machine"]["threads"]
+    print(
+        f"{report['arguments']['dtype']}, {threads} threads; this machine copies "
+        f"{rates['copy_gb_per_s']:.0f} GB/s and multiplies at {rates['gemm_gflop_per_s']:.0f} "
+        "GFLOP/s. Beyond 100 % of the copy the data came from the caches."
+    )
+    for op in report["arguments"]["op"]:
+        rows = [_cells(row) for row in report["results"] if row["op"] == op]
+        print_table(op, [*COLUMNS, "error (torch's)"], rows)
+
+
+def _cells(row: dict[str, Any]) -> list[str]:
+    ours = row["microseconds"]["ours"]
+    flops = "gflop_per_s" in row
+    faster = ", ".join(f"{name} {value:.2f}" for name, value in row["speedup"].items())
+    return [
+        row["case"],
+        row["ran"],
+        "{median:.0f} [{low:.0f} {high:.0f}]".format(**ours),
+        f"{row['gb_per_s']:.1f} ({row['copy_share']:.0%})",
+        f"{row['gflop_per_s']:.0f} ({row['gemm_share']:.0%})" if flops else "",
+        faster,
+        f"{row['error']:.1e} ({row['twin_error']:.1e})",
+    ]
+
+
+def _rounded(value: Any) -> Any:
+    """Four digits say all that a measurement knows."""
+    if isinstance(value, dict):
+        return {key: _rounded(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_rounded(item) for item in value]
+    if isinstance(value, float):
+        return float(f"{value:.4g}") if math.isfinite(value) else None
+    return value
