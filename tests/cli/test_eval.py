@@ -1,5 +1,6 @@
 """``cmlora eval`` on the embedded testbed: its answer, its files, and what a kill leaves."""
 
+import itertools
 import json
 import os
 import re
@@ -14,8 +15,13 @@ import pytest
 from cmlora_fast.cli import main
 from cmlora_fast.cli.method_list import cached, parse_methods
 
-ARGUMENTS = ["--compose", "3", "--combinations", "2", "--seeds", "2", "--steps", "3"]
-METHODS = ["no_lora", "merge", "cmlora(cache_interval=2,decay=frozen)"]
+ARGUMENTS = ["--compose", "3", "--combinations", "2", "--seeds", "2", "--steps", "2"]
+METHODS = [
+    "no_lora",
+    "merge",
+    "cmlora(cache_interval=2,decay=frozen)",
+    "clora(latent_update=false)",
+]
 RUN = ["eval", *ARGUMENTS, "--methods", ",".join(METHODS)]
 JUDGE = ["--judge-url", "http://127.0.0.1:9/v1", "--judge-model", "vlm"]  # nobody listens there
 COUNT = 2 * 2 * len(METHODS)
@@ -50,7 +56,7 @@ def test_the_answer(whole):
     assert len(report["combinations"]) == 2
     assert {len(ids) for ids in report["combinations"]} == {3}
     pairs = [(c["a"], c["b"]) for c in report["comparisons"] if c["score"] == "recall"]
-    assert pairs == [(METHODS[0], METHODS[1]), (METHODS[0], METHODS[2]), (METHODS[1], METHODS[2])]
+    assert pairs == [*itertools.combinations(METHODS, 2)]
     assert all(c["win"] + c["tie"] + c["loss"] == 4 for c in report["comparisons"])
 
 

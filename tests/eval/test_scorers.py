@@ -13,7 +13,7 @@ import transformers
 from cmlora_fast import eval as lab
 from cmlora_fast import testbed
 from cmlora_fast.eval import scorers
-from cmlora_fast.eval.samples import uncached
+from cmlora_fast.eval.samples import clora_for, uncached
 from cmlora_fast.eval.scorers import Scene
 from PIL import Image
 
@@ -206,3 +206,19 @@ def test_the_uncached_job_differs_in_nothing_else():
     for method in (cf.Merge(), None):
         assert uncached(lab.Job(generation, "x", adapter, method, 1)) is None
     assert json.dumps(job.to_dict())
+
+
+def test_clora_has_a_concept_per_lora_and_styles_everywhere():
+    entries = [
+        lab.LoraEntry(id=i, name=i, trigger=(f"first {i}", "second"))
+        for i in ("character_1", "style_1", "object_1")
+    ]
+    bare = cf.CLoRA(concepts=[cf.Concept("any", "any")], step_size=5.0)
+    made = clora_for(bare, entries)
+    assert [(c.adapter, c.subject) for c in made.concepts] == [
+        ("character_1", "first character_1"),
+        ("object_1", "first object_1"),
+    ]
+    assert made.style_adapters == ("style_1",) and made.step_size == 5
+    alone = clora_for(bare, entries[1:2])
+    assert alone.concepts[0].adapter == "style_1" and not alone.style_adapters

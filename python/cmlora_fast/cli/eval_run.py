@@ -94,7 +94,7 @@ def write(report: dict[str, Any], folder: Path) -> None:
 
 def _candidates(a: dict[str, Any]) -> list[lab.Candidate]:
     intervals = [text.strip() for text in a["intervals"].split(",") if text.strip()]
-    methods = cached(parse_methods(a["methods"]), intervals)
+    methods = cached(parse_methods(a["methods"], clora=True), intervals)
     return [lab.Candidate(label, m, loras=label != NO_LORA) for label, m in methods.items()]
 
 

@@ -5,7 +5,10 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
+
+from cmlora_fast.eval.samples import clora_for
 
 from .errors import CliError
 from .method_options import METHODS, make_method
@@ -17,10 +20,11 @@ _OUTSIDE = re.compile(r",(?![^(]*\))")  # a comma that no parentheses hold
 _BEFORE_KEY = re.compile(r",(?=\s*\w+=)")  # names in a list are separated by commas, too
 
 
-def parse_methods(text: str) -> dict[str, Any]:
+def parse_methods(text: str, clora: bool = False) -> dict[str, Any]:
     """Label -> instance, e.g. of ``no_lora,merge,cmlora(cache_interval=3,decay=frozen)``.
 
     A label is the text as it was given; ``no_lora`` means None here, and so does ``none``.
+    With ``clora`` that method is allowed, as a function of the combination that it composes.
     """
     methods: dict[str, Any] = {}
     for label in (part.strip() for part in _OUTSIDE.split(text)):
@@ -33,7 +37,12 @@ def parse_methods(text: str) -> dict[str, Any]:
             raise CliError(f"--methods: expected some of {known}; got {label!r}")
         if label in methods:
             raise CliError(f"--methods: {label!r} is there twice")
-        methods[label] = make_method("none" if name == NO_LORA else name, options)
+        if name == "clora":
+            if not clora:
+                raise CliError("--methods: clora needs concepts here; see cmlora generate, or eval")
+            methods[label] = partial(clora_for, make_method(name, options, ["any=any"]))
+        else:
+            methods[label] = make_method("none" if name == NO_LORA else name, options)
     return methods
 
 

@@ -6,16 +6,23 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
+import cmlora_fast as cf
+
 from .jobs import Adapter, Generation, Job, digest
 from .lora_info import LoraEntry
 from .testbeds import Testbed
 
-__all__ = ["Candidate", "Sample", "jobs_of", "make_samples", "uncached"]
+__all__ = ["Candidate", "Sample", "clora_for", "jobs_of", "make_samples", "uncached"]
+
+STYLE = "style"  # the category that changes all of the image
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A method under a label; ``loras=False`` is the base model, which sees the prompt alone."""
+    """A method under a label, or a function that makes it for a combination.
+
+    ``loras=False`` is the base model, which sees the prompt alone.
+    """
 
     label: str
     method: Any = None
@@ -66,8 +73,11 @@ def make_samples(
         adapters = tuple(_adapter(testbed, entry) for entry in combination)
         for candidate in candidates:
             given = adapters if candidate.loras else ()
+            method = candidate.method
+            if callable(method):
+                method = method(combination)
             for seed in seeds:
-                job = Job(generation, prompt, given, candidate.method, seed)
+                job = Job(generation, prompt, given, method, seed)
                 samples.append(
                     Sample(
                         candidate.label,
@@ -78,6 +88,17 @@ def make_samples(
                     )
                 )
     return samples
+
+
+def clora_for(method: cf.CLoRA, combination: Sequence[LoraEntry]) -> cf.CLoRA:
+    """The method with a concept per LoRA, found by its first trigger word; styles on every row."""
+    styles = [entry for entry in combination if entry.category == STYLE]
+    concepts = [entry for entry in combination if entry not in styles] or styles
+    return replace(
+        method,
+        concepts=tuple(cf.Concept(entry.id, entry.trigger[0]) for entry in concepts),
+        style_adapters=tuple(entry.id for entry in styles if entry not in concepts),
+    )
 
 
 def uncached(job: Job) -> Job | None:
