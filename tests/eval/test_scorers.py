@@ -15,6 +15,7 @@ from cmlora_fast import testbed
 from cmlora_fast.eval import scorers
 from cmlora_fast.eval.samples import clora_for, uncached
 from cmlora_fast.eval.scorers import Scene
+from cmlora_fast.testbed.load import DATA
 from PIL import Image
 
 SEED = 1  # of a CLIP whose cosines here are positive: the score is cut at zero
@@ -37,8 +38,7 @@ def clip(tmp_path_factory):
     """A tiny random CLIP with the embedded model's tokenizer."""
     pytest.importorskip("torchmetrics")
     folder = tmp_path_factory.mktemp("clip")
-    data = testbed.lora_path("style_1").parents[1]
-    tokenizer = transformers.AutoTokenizer.from_pretrained(data / "pipeline" / "tokenizer")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(DATA / "pipeline" / "tokenizer")
     size = {"hidden_size": 16, "intermediate_size": 32}
     size |= {"num_hidden_layers": 1, "num_attention_heads": 2}
     tokens = {"vocab_size": len(tokenizer), "eos_token_id": tokenizer.eos_token_id}

@@ -6,8 +6,8 @@ from dataclasses import asdict
 from typing import Any
 
 from cmlora_fast import eval as lab
-from cmlora_fast import testbed
 from cmlora_fast.eval.presets import Preset
+from cmlora_fast.testbed.load import DATA
 
 from .errors import CliError, one_line
 from .generate_run import EMBEDDED_GUIDANCE, GUIDANCE
@@ -51,7 +51,7 @@ def load_generation(
 def _place(model: str) -> Any:
     if model != EMBEDDED:
         return model
-    return testbed.lora_path(testbed.IDS[0]).parents[1] / "pipeline"
+    return DATA / "pipeline"
 
 
 def _vae(place: str, pipe: Any) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ... import testbed
+from ...testbed.load import DATA
 from ..jobs import model_digest
 from .base import PRESENT, Scene, open_image
 
@@ -22,8 +23,7 @@ class EmbeddedScorer:
 
     @property
     def identity(self) -> str:
-        data = testbed.lora_path(testbed.IDS[0]).parents[1]
-        return f"embedded:{model_digest(data / 'scorer.safetensors')}"
+        return f"embedded:{model_digest(DATA / 'scorer.safetensors')}"
 
     def check(self) -> None:
         self._scorer = testbed.Scorer()
