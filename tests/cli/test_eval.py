@@ -15,6 +15,8 @@ import pytest
 from cmlora_fast.cli import main
 from cmlora_fast.cli.method_list import cached, parse_methods
 
+from ..eval.test_judge import Stub, verdict
+
 ARGUMENTS = ["--compose", "3", "--combinations", "2", "--seeds", "2", "--steps", "2"]
 METHODS = [
     "no_lora",
@@ -95,6 +97,32 @@ def test_a_killed_run_resumes_to_the_same(cmlora, whole, tmp_path):
         json.loads(out)["comparisons"]
         == json.loads((whole / "results.json").read_text())["comparisons"]
     )
+
+
+def test_a_judge_compares_the_first_method_with_the_others(cmlora, whole, tmp_path):
+    shutil.copytree(whole, tmp_path, dirs_exist_ok=True)
+    stub = Stub([verdict((9, 5), (4, 5))] * 8)  # the image that stands first is better
+    judge = ["--judge-url", stub.url, "--judge-model", "vlm", "--judge-prices", "1,2"]
+    given = [*ARGUMENTS, "--methods", "merge,no_lora", *judge]
+    code, out, err = cmlora("eval", *given, "--out", tmp_path, "--json")
+    stub.server.shutdown()
+    stub.server.server_close()
+    assert code == 0, err
+    report = json.loads(out)
+    assert (tmp_path / "manifest.jsonl").read_bytes() == (whole / "manifest.jsonl").read_bytes()
+    found = report["judge"]
+    assert (
+        found["methods"]["merge"]
+        == found["methods"]["no_lora"]
+        == {
+            "composition": 6.5,
+            "quality": 5,
+        }
+    )
+    assert found["flips"] == 1 and found["cost"] == pytest.approx(8 * (100 + 2 * 10) / 1e6)
+    assert [c["tie"] for c in found["comparisons"]] == [4, 4]
+    page = (tmp_path / "report.md").read_text()
+    assert "## Judge: judge:vlm:two, winner changed with the order in 100%" in page
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from typing import Any
 
 from cmlora_fast import eval as lab
 from cmlora_fast.eval import report as reports
-from cmlora_fast.eval.judge import judge_all
+from cmlora_fast.eval.judge import Judge, judge_all
 from cmlora_fast.eval.presets import PRESETS, Preset
 
 from .errors import CliError
@@ -60,11 +60,7 @@ def run(arguments: dict[str, Any]) -> dict[str, Any]:
             **{key: a[key] for key in ENGINE},
         )
     if judge is not None:
-        others = sum(sample.candidate != candidates[0].label for sample in samples)
-        with progress(others, "judging") as advance:
-            results["judge"] = judge_all(
-                judge, samples, lab.ImageStore(folder), advance, tie=a["tie"]
-            )
+        results["judge"] = _judge(judge, samples, folder, a["tie"])
     return {
         **results,
         "generation": asdict(generation),
@@ -90,6 +86,12 @@ def write(report: dict[str, Any], folder: Path) -> None:
     }
     page = reports.markdown("Methods compared", facts, report)
     (folder / "report.md").write_text(page, encoding="utf-8")
+
+
+def _judge(judge: Judge, samples: list[lab.Sample], folder: Path, tie: float) -> dict[str, Any]:
+    pairs = sum(sample.candidate != samples[0].candidate for sample in samples)
+    with progress(pairs, "judging") as advance:
+        return judge_all(judge, samples, lab.ImageStore(folder), advance, tie)
 
 
 def _candidates(a: dict[str, Any]) -> list[lab.Candidate]:
