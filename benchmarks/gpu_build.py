@@ -153,6 +153,8 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="one half-precision type of two")
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
+    if not (SOURCES / "cuda").is_dir():
+        parser.error(f"needs a checkout of the sources; {SOURCES} holds none")
     reports, failures = build(args.arch or [80, 90], args.quick)
     if args.json:
         print(json.dumps({"kernels": [asdict(r) for r in reports], "failures": failures}, indent=1))

@@ -53,3 +53,11 @@ def test_a_failure_is_the_exit_code(monkeypatch, capsys):
     with pytest.raises(SystemExit, match=r"^(True|1)$"):
         gpu_build.main()
     assert "FAILED kernel<>, sm_90" in capsys.readouterr().err
+
+
+def test_an_installed_package_has_nothing_to_compile(monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(gpu_build, "SOURCES", tmp_path)
+    monkeypatch.setattr("sys.argv", ["gpu_build"])
+    with pytest.raises(SystemExit, match="2"):
+        gpu_build.main()
+    assert "needs a checkout" in capsys.readouterr().err
