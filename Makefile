@@ -31,4 +31,6 @@ demo: build
 	$(BIN)/cmlora demo --out out
 
 bench: build
-	$(BIN)/cmlora bench kernels
+	$(BIN)/cmlora bench kernels --out out/bench
+	$(BIN)/cmlora bench pipeline --out out/bench
+	$(BIN)/cmlora bench throughput --quick --out out/bench

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from enum import Enum
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from .errors import CliError
 
 __all__ = ["bench"]
 
@@ -25,6 +28,12 @@ class Op(str, Enum):
     radial_amplitude = "radial_amplitude"
     cache_refresh_ = "cache_refresh_"
     combine_ = "combine_"
+
+
+class Channels(str, Enum):
+    half = "half"
+    full = "full"
+    tiny = "tiny"
 
 
 class Dtype(str, Enum):
@@ -55,3 +64,144 @@ def kernels(
         print_json(report)
     else:
         show(report)
+
+
+class Measured(str, Enum):
+    all = "all"
+    clora = "clora"
+
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
+Out = Annotated[
+    Path | None, typer.Option(help="Folder for the document and pictures; parts of a run add up.")
+]
+Threads = Annotated[int | None, typer.Option(min=1, help="Threads; default: torch's choice.")]
+Sizes = Annotated[Channels, typer.Option(help="Channels of the UNet: half of SD 1.5's, or all.")]
+
+
+@bench.command(
+    epilog="Example: cmlora bench pipeline --adapters 5 --contenders peft,composite_loop,cmlora"
+)
+def pipeline(
+    adapters: Annotated[
+        str | None, typer.Option(help="Numbers of adapters; default: 1,2,3,5 (1,2 with --quick).")
+    ] = None,
+    channels: Sizes = Channels.half,
+    latents: Annotated[int, typer.Option(min=8, help="Sides of the latents.")] = 32,
+    steps: Annotated[int, typer.Option(min=2, help="Denoising steps.")] = 10,
+    images: Annotated[
+        int, typer.Option(min=1, help="Timed images; twice as many of the quick contenders.")
+    ] = 2,
+    contenders: Annotated[
+        str | None, typer.Option(help="Names from the table, separated by commas; default: all.")
+    ] = None,
+    threads: Threads = None,
+    quick: Annotated[bool, typer.Option("--quick", help="A tiny UNet, four steps.")] = False,
+    method: Annotated[
+        Measured, typer.Option(help="clora: that method alone, against its own loop.")
+    ] = Measured.all,
+    as_json: AsJson = False,
+    out: Out = None,
+) -> None:
+    """Time images by diffusers + PEFT, plain loops, DeepCache and cmlora_fast, in turns."""
+    from ..benchmarks.contenders import CONTENDERS
+    from . import bench_pipeline as verb
+    from .quiet import quiet
+    from .report import print_json
+
+    counts = numbers("--adapters", adapters or ("1,2" if quick else "1,2,3,5"))
+    if quick:
+        channels, latents, steps, images = Channels.tiny, 16, 4, 1
+    with quiet():
+        use_threads(threads)
+        chosen = names("--contenders", contenders, CONTENDERS)
+        if method is Measured.clora:
+            report = verb.run_clora(channels.value, latents, steps, counts, images)
+        else:
+            report = verb.run(channels.value, latents, steps, counts, images, chosen, out)
+    if as_json:
+        print_json(report)
+    else:
+        (verb.show_clora if method is Measured.clora else verb.show)(report)
+
+
+class Device(str, Enum):
+    cpu = "cpu"
+    cuda = "cuda"
+
+
+@bench.command(
+    epilog="Example: cmlora bench throughput --images 1,4 --methods cmlora --max-rows all,8"
+)
+def throughput(
+    images: Annotated[str, typer.Option(help="Images per call.")] = "1,2,4,8",
+    adapters: Annotated[str, typer.Option(help="Numbers of adapters.")] = "3",
+    methods: Annotated[
+        str, typer.Option(help="Of lossless, merge, switch, composite, cmlora.")
+    ] = "lossless,composite,cmlora",
+    weights: Annotated[str, typer.Option(help="Of auto, fold, delta.")] = "auto",
+    max_rows: Annotated[str, typer.Option(help="Samples per UNet batch; all: no limit.")] = "all",
+    threads: Annotated[str, typer.Option(help="Numbers of threads; all: torch's choice.")] = "all",
+    channels: Sizes = Channels.half,
+    latents: Annotated[int, typer.Option(min=8, help="Sides of the latents.")] = 32,
+    steps: Annotated[int, typer.Option(min=2, help="Denoising steps.")] = 10,
+    rounds: Annotated[int, typer.Option(min=1, help="Timed calls of every combination.")] = 2,
+    device: Annotated[Device, typer.Option(help="Where it runs.")] = Device.cpu,
+    dtype: Annotated[Dtype, typer.Option(help="Element type.")] = Dtype.float32,
+    quick: Annotated[bool, typer.Option("--quick", help="A tiny UNet, 1 and 2 images.")] = False,
+    as_json: AsJson = False,
+    out: Out = None,
+) -> None:
+    """Measure images per second, latency and memory for every combination of these knobs."""
+    from ..benchmarks.throughput import METHODS, combinations
+    from . import bench_throughput as verb
+    from .quiet import quiet
+    from .report import print_json
+
+    if quick:
+        channels, latents, steps, images, rounds = Channels.tiny, 16, 4, "1,2", 1
+    with quiet():
+        settings = combinations(
+            numbers("--adapters", adapters),
+            names("--methods", methods, METHODS),
+            names("--weights", weights, ("auto", "fold", "delta")),
+            limits("--max-rows", max_rows),
+            limits("--threads", threads),
+            numbers("--images", images),
+        )
+        report = verb.run(
+            settings, channels.value, latents, steps, rounds, device.value, dtype.value, out
+        )
+    if as_json:
+        print_json(report)
+    else:
+        verb.show(report)
+
+
+def numbers(option: str, text: str) -> tuple[int, ...]:
+    """Positive numbers separated by commas."""
+    words = text.split(",")
+    if not all(word.isdecimal() and int(word) > 0 for word in words):
+        raise CliError(f"{option}: expected numbers >= 1 separated by commas; got {text!r}")
+    return tuple(map(int, words))
+
+
+def limits(option: str, text: str) -> tuple[int | None, ...]:
+    """As ``numbers``; "all" is None."""
+    return tuple(None if w == "all" else numbers(option, w)[0] for w in text.split(","))
+
+
+def names(option: str, text: str | None, allowed: Collection[str]) -> tuple[str, ...]:
+    """Names separated by commas, in the order of ``allowed``; None is all of them."""
+    asked = set(allowed) if text is None else set(text.split(","))
+    if unknown := asked - set(allowed):
+        known = ", ".join(allowed)
+        raise CliError(f"{option}: expected names of {known}; got {', '.join(sorted(unknown))}")
+    return tuple(name for name in allowed if name in asked)
+
+
+def use_threads(count: int | None) -> None:
+    import torch
+
+    if count is not None:
+        torch.set_num_threads(count)

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import datetime
-import json
-import math
-import re
-import subprocess
 from pathlib import Path
 from typing import Any
 
+from .bench_record import place, provenance, write
 from .progress import progress
 from .report import document, print_table
 
-__all__ = ["run", "show", "write"]
+__all__ = ["run", "show"]
 
 COLUMNS = ["case", "ran", "µs [quartiles]", "GB/s (copy)", "GFLOP/s (GEMM)", "times as fast as"]
 
@@ -48,30 +44,8 @@ def run(
     arguments = {"op": chosen, "dtype": dtype, "isa": isa, "seconds": seconds, "quick": quick}
     report = document("bench kernels", arguments, **provenance(), rates=rates, results=results)
     if out is not None:
-        write(report, out, "kernels")
+        write(report, place(report, out, "kernels"))
     return report
-
-
-def provenance() -> dict[str, Any]:
-    """When, and from which commit where the package runs from a clone."""
-    here = Path(__file__).resolve().parent
-    command = ["git", "-C", str(here), "rev-parse", "--short", "HEAD"]
-    try:
-        asked = subprocess.run(command, capture_output=True, text=True)
-        commit = asked.stdout.strip() or None
-    except OSError:
-        commit = None
-    return {"date": datetime.date.today().isoformat(), "commit": commit}
-
-
-def write(report: dict[str, Any], out: Path, name: str) -> Path:
-    """``out/<name>-<date>-<processor>[-<dtype>].json``."""
-    processor = re.sub(r"[^a-z0-9]+", "-", report["machine"]["processor"].lower()).strip("-")
-    dtype = report["arguments"].get("dtype", "float32")
-    kind = "" if dtype == "float32" else f"-{dtype}"
-    path = out / f"{name}-{report['date']}-{processor}{kind}.json"
-    path.write_text(json.dumps(_rounded(report), indent=1, allow_nan=False) + "\n")
-    return path
 
 
 def show(report: dict[str, Any]) -> None:
@@ -100,14 +74,3 @@ def _cells(row: dict[str, Any]) -> list[str]:
         faster,
         f"{row['error']:.1e} ({row['twin_error']:.1e})",
     ]
-
-
-def _rounded(value: Any) -> Any:
-    """Four digits say all that a measurement knows."""
-    if isinstance(value, dict):
-        return {key: _rounded(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_rounded(item) for item in value]
-    if isinstance(value, float):
-        return float(f"{value:.4g}") if math.isfinite(value) else None
-    return value

@@ -77,7 +77,8 @@ def print_table(title: str, columns: list[str], rows: list[list[Any]]) -> None:
         table.add_column(column, overflow="fold")
     for row in rows:
         table.add_row(*[Text(str(cell)) for cell in row])
-    Console(file=sys.stdout).print(table)
+    # A file or a pipe has no width to fit.
+    Console(file=sys.stdout, width=None if sys.stdout.isatty() else 120).print(table)
 
 
 def _processor() -> str:

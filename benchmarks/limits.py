@@ -1,0 +1,69 @@
+"""The least time that a machine could take: work of the rows over its best measured rate."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from .loops import deep_part
+from .models import TEXT_WIDTH
+from .timing import paired_ms
+
+__all__ = ["best_rates", "flops_per_row", "limit_seconds"]
+
+GEMM = 2048
+CONVOLUTION = (2, 640, 32)  # images, channels, sides: one of the UNet's own
+
+
+def flops_per_row(unet: nn.Module, size: int) -> dict[str, int]:
+    """Floating-point operations of one sample without any LoRA: all of it, and the shallow part.
+
+    Counted on the meta device: matrix products, convolutions and attention.
+    """
+    with torch.device("meta"):
+        unet = type(unet).from_config(unet.config).to(unet.dtype)
+    x, text = torch.empty(1, 4, size, size), torch.empty(1, 77, TEXT_WIDTH)
+    x, text = x.to("meta", unet.dtype), text.to("meta", unet.dtype)
+    with torch.no_grad(), FlopCounterMode(display=False) as full:
+        unet(x, torch.tensor(1, device="meta"), text)
+    embedding = torch.empty(1, unet.time_embedding.linear_2.out_features, device="meta")
+    embedding = embedding.to(unet.dtype)
+    below = torch.empty(1, unet.config.block_out_channels[0], size, size, device="meta")
+    with torch.no_grad(), FlopCounterMode(display=False) as deep:
+        deep_part(unet, below.to(unet.dtype), embedding, text)
+    whole = full.get_total_flops()
+    return {"full": whole, "shallow": whole - deep.get_total_flops()}
+
+
+@torch.no_grad()
+def best_rates(dtype: torch.dtype, device: torch.device) -> dict[str, float]:
+    """Measured operations per second of a matrix product and of a convolution."""
+    kind = {"dtype": dtype, "device": device}
+    left, right = torch.randn(GEMM, GEMM, **kind), torch.randn(GEMM, GEMM, **kind)
+    images, channels, side = CONVOLUTION
+    x, weight = (
+        torch.randn(images, channels, side, side, **kind),
+        torch.randn(channels, channels, 3, 3, **kind),
+    )
+    work = {
+        "matmul": 2 * GEMM**3,
+        "convolution": 2 * 9 * images * channels**2 * side**2,
+    }
+    times = paired_ms(
+        {
+            "matmul": lambda: left @ right,
+            "convolution": lambda: F.conv2d(x, weight, padding=1),
+        },
+        rounds=5,
+    )
+    return {name: 1e3 * work[name] / timing.low for name, timing in times.items()}
+
+
+def limit_seconds(
+    full_rows: int, shallow_rows: int, work: dict[str, int], rates: dict[str, float]
+) -> float:
+    """At the better of the two rates."""
+    flops = full_rows * work["full"] + shallow_rows * work["shallow"]
+    return flops / max(rates.values())

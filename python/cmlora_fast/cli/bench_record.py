@@ -1,0 +1,72 @@
+"""Files of measurements: named by what, when and where, with the commit inside."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import math
+import re
+import subprocess
+from pathlib import Path
+from typing import Any
+
+from .errors import CliError
+
+__all__ = ["earlier_part", "place", "provenance", "write"]
+
+SETTLED = ("channels", "latents", "steps", "threads", "device", "dtype")  # as the parts have it
+
+
+def provenance() -> dict[str, Any]:
+    """When, and from which commit where the package runs from a clone."""
+    here = Path(__file__).resolve().parent
+    command = ["git", "-C", str(here), "rev-parse", "--short", "HEAD"]
+    try:
+        asked = subprocess.run(command, capture_output=True, text=True)
+        commit = asked.stdout.strip() or None
+    except OSError:
+        commit = None
+    return {"date": datetime.date.today().isoformat(), "commit": commit}
+
+
+def place(report: dict[str, Any], out: Path, name: str) -> Path:
+    """``out/<name>-<date>-<processor>[-<dtype>].json``; makes the folder."""
+    out.mkdir(parents=True, exist_ok=True)
+    where = report["machine"]
+    device = where["gpus"][0] if report["arguments"].get("device") == "cuda" else where["processor"]
+    kind = re.sub(r"[^a-z0-9]+", "-", device.lower()).strip("-")
+    dtype = report["arguments"].get("dtype", "float32")
+    return out / f"{name}-{report['date']}-{kind}{'' if dtype == 'float32' else f'-{dtype}'}.json"
+
+
+def write(report: dict[str, Any], path: Path) -> None:
+    path.write_text(json.dumps(_rounded(report), indent=1, allow_nan=False) + "\n")
+
+
+def earlier_part(report: dict[str, Any], path: Path) -> dict[str, Any] | None:
+    """The document that ``path`` holds of the same measurement; None if there is none.
+
+    Raises:
+        CliError: It holds results of another commit or of other settings.
+    """
+    if not path.exists():
+        return None
+    before = json.loads(path.read_text())
+    pairs = {"commit": (before["commit"], report["commit"])}
+    for name in SETTLED:
+        pairs[name] = before["arguments"].get(name), report["arguments"].get(name)
+    for name, (old, new) in pairs.items():
+        if old != new:
+            raise CliError(f"--out: {path.name} has {name} {old}, this run {new}; choose another")
+    return before
+
+
+def _rounded(value: Any) -> Any:
+    """Four digits say all that a measurement knows."""
+    if isinstance(value, dict):
+        return {key: _rounded(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_rounded(item) for item in value]
+    if isinstance(value, float):
+        return float(f"{value:.4g}") if math.isfinite(value) else None
+    return value
