@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from .. import ops
 from ..ops.products import PackedConv, fast_on_cpu, linear
+from .tap import TapProcessor
 
 __all__ = ["fast_modules"]
 
@@ -70,8 +71,11 @@ def _attention(module: Attention) -> Forward:
 def _is_plain(module: Attention, x: Tensor) -> bool:
     """Nothing but projections and attention, as diffusers' default processor computes it."""
     extras = (module.spatial_norm, module.group_norm, module.norm_q, module.norm_k)
+    processor = module.processor
+    if isinstance(processor, TapProcessor) and not processor.hears(x.shape[1]):
+        processor = processor.plain
     return (
-        type(module.processor) is AttnProcessor2_0
+        type(processor) is AttnProcessor2_0
         and x.dim() == 3
         and not any(extra is not None for extra in extras)
         and not (module.norm_cross or module.residual_connection or module.training)

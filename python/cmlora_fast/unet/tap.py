@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from .patches import Patches
 
-__all__ = ["TAP_LEVEL", "AttentionTap", "stage_size"]
+__all__ = ["TAP_LEVEL", "AttentionTap", "TapProcessor", "stage_size"]
 
 TAP_LEVEL = 2  # maps come from the cross-attention layers at latents / 2**2
 
@@ -41,7 +41,7 @@ class AttentionTap:
             parts += unet.up_blocks
         for module in (m for part in parts if part is not None for m in part.modules()):
             if isinstance(module, Attention) and module.is_cross_attention:
-                self._patches.set(module, "processor", _TapProcessor(module.processor, self))
+                self._patches.set(module, "processor", TapProcessor(module.processor, self))
 
     def detach(self) -> None:
         """Give every layer its own processor back."""
@@ -80,11 +80,15 @@ class AttentionTap:
         return self._total / self._heads
 
 
-class _TapProcessor:
+class TapProcessor:
     """The layer's own processor, except while the tap listens to a layer of this size."""
 
     def __init__(self, plain: Any, tap: AttentionTap):
-        self._plain, self._tap = plain, tap
+        self.plain, self._tap = plain, tap
+
+    def hears(self, queries: int) -> bool:
+        """Whether the tap listens to a layer of so many queries."""
+        return self._tap.hears(queries)
 
     def __call__(
         self,
@@ -96,8 +100,8 @@ class _TapProcessor:
         **kwargs: Any,
     ) -> Tensor:
         tapped = encoder_hidden_states is not None and hidden_states.dim() == 3
-        if not tapped or not self._tap.hears(hidden_states.shape[1]):
-            return self._plain(
+        if not tapped or not self.hears(hidden_states.shape[1]):
+            return self.plain(
                 attn, hidden_states, encoder_hidden_states, attention_mask, *args, **kwargs
             )
         query, key, value = (

@@ -1,0 +1,55 @@
+import pytest
+import torch
+from cmlora_fast import ops
+from cmlora_fast.ops import reference
+from op_checks import assert_as_good, with_serial_pool
+from torch.library import opcheck
+
+
+def check(x):
+    value = x.double().chunk(2, -1)[0]
+    assert_as_good(ops.geglu(x), reference.geglu(x), reference.geglu(x.double()), value.abs())
+
+
+@pytest.mark.parametrize("shape", [(2, 7, 64), (3, 66), (1, 2), (5, 0), (0, 8), (4, 514)], ids=str)
+def test_matches_reference(shape, dtype, isa):
+    check((3 * torch.randn(shape)).to(dtype))
+
+
+def test_gelu_over_the_line(isa):
+    """Relative to the result also in the left tail, which cancellation would lose."""
+    gate = torch.linspace(-5, 12, 4096)
+    ours = ops.geglu(torch.cat([torch.ones_like(gate), gate])).double()
+    exact = gate.double() * torch.special.ndtr(gate.double())
+    assert ((ours - exact).abs() <= 4e-6 * exact.abs() + 1e-30).all()
+
+
+def test_extreme_gates(isa):
+    gate = torch.tensor([-float("inf"), -1e30, -40.0, 0.0, 1e30, float("inf"), float("nan")])
+    ours = ops.geglu(torch.cat([torch.ones_like(gate), gate]))
+    assert ours[1:4].abs().max() < 1e-6 and ours[4] == gate[4] and ours[6].isnan()
+    assert ours[5] == gate[5] or ours[5].isnan()
+
+
+def test_repeatable_and_independent_of_neighbours(dtype, isa):
+    x = torch.randn(300, 2 * 37).to(dtype)
+    out = ops.geglu(x)
+    assert torch.equal(with_serial_pool(lambda: ops.geglu(x)), out)
+    assert torch.equal(ops.geglu(x[5:6]), out[5:6])
+
+
+def test_registration():
+    opcheck(ops.geglu.op, (torch.randn(3, 8),))
+
+
+def test_wrong_arguments_are_named():
+    x = torch.randn(3, 8)
+    wrong = [
+        (x[:, :7].contiguous(), ValueError, "2N"),
+        (x.T, ValueError, "contiguous"),
+        (x.double(), TypeError, "float32"),
+        (x.clone().requires_grad_(), RuntimeError, "records no gradient"),
+    ]
+    for argument, error, message in wrong:
+        with pytest.raises(error, match="geglu: .*" + message):
+            ops.geglu(argument)
