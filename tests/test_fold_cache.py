@@ -1,9 +1,12 @@
 """Folds outlive calls and methods, are never stale, and end where memory ends."""
 
+import weakref
+
 import cmlora_fast as cf
 import pytest
 import torch
 from cmlora_fast import ops
+from cmlora_fast.accelerate import _engine_of
 from cmlora_fast.adapters import read_adapters, weights
 from cmlora_fast.adapters.weights import WeightStore
 
@@ -121,6 +124,15 @@ def test_delta_keeps_no_folds(pipe):
     assert cf.summary(pipe).weights["bytes"] < folded
     cf.enable(pipe, "composite", weights="fold")
     assert relative(got, call(pipe, num_inference_steps=2)) < 1e-4
+
+
+def test_disable_frees_the_folds(pipe):
+    cf.enable(pipe, "composite")
+    call(pipe, num_inference_steps=2)
+    engine = _engine_of(pipe)
+    made = [weakref.ref(w) for f in engine._executor._state.weights.values() for w in f.weights]
+    cf.disable(pipe)
+    assert made and not any(weight() is not None for weight in made)
 
 
 def test_a_layer_that_no_row_touches_stays_as_it_is(pipe):

@@ -84,6 +84,7 @@ class Executor:
         """Unhook every layer and drop all weights."""
         self.forget()
         self._layers.detach()
+        self._state.weights = {}
         self.store.clear()
 
     def opaque(self, inputs: UNetInputs) -> str | None:
