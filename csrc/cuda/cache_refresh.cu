@@ -1,9 +1,10 @@
+#include "ops/cache_refresh.h"
+
 #include <algorithm>
 
 #include "cuda/dispatch.h"
 #include "cuda/launch.h"
 #include "cuda/runs.h"
-#include "ops/cache_refresh.h"
 
 namespace cmlora::cuda {
 namespace {

@@ -1,10 +1,11 @@
+#include "ops/combine.h"
+
 #include <algorithm>
 
 #include "cuda/dispatch.h"
 #include "cuda/launch.h"
 #include "cuda/octet.h"
 #include "cuda/runs.h"
-#include "ops/combine.h"
 
 namespace cmlora::cuda {
 namespace {

@@ -1,8 +1,9 @@
+#include "ops/lora_fold.h"
+
 #include <algorithm>
 
 #include "cuda/dispatch.h"
 #include "cuda/launch.h"
-#include "ops/lora_fold.h"
 
 // A block makes 64 x 64 weights of one row, in float32 throughout: it runs once per adapter set.
 

@@ -1,3 +1,5 @@
+#include "ops/radial_amplitude.h"
+
 #include <algorithm>
 
 #include "common/fft.h"
@@ -5,7 +7,6 @@
 #include "cuda/dispatch.h"
 #include "cuda/launch.h"
 #include "cuda/ptx.h"
-#include "ops/radial_amplitude.h"
 
 // A block makes one image, in float32 as cuFFT would, its sums over frequencies in double. They
 // have one order, so that a result repeats bit for bit.
