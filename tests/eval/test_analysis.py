@@ -30,7 +30,7 @@ def test_macs_are_counted_call_by_call():
     pipe = helpers.pipeline("sd", "one_layer")
     size = pipe.unet.config.sample_size * 8
     given = {"num_inference_steps": 8, "output_type": "latent", "height": size, "width": size}
-    cf.enable(pipe, cf.Merge(cache_interval=4))
+    cf.enable(pipe, cf.Merge(cache_interval=4), backend="torch")
     with count_unet(pipe.unet) as counts:
         pipe(helpers.PROMPT, guidance_scale=1.0, **given)
     cf.disable(pipe)

@@ -51,7 +51,7 @@ class Study:
 
     def paint(self, job: lab.Job, **options: Any) -> tuple[Any, cf.Summary]:
         engine = {key: self.arguments[key] for key in ENGINE}
-        painted = call(self.pipe, job, **engine, **options)
+        painted = call(self.pipe, job, **{**engine, **options})
         self.advance()
         return painted
 
@@ -181,7 +181,7 @@ def _macs(study: Study) -> None:
     counted, rows = {}, {}
     for label, job in runs.items():
         with count_unet(study.pipe.unet) as counts:
-            _, summary = study.paint(job)
+            _, summary = study.paint(job, backend="torch")  # which torch can count
         counted[label] = counts
         rows[label] = [(step.full_rows, step.shallow_rows) for step in summary.steps]
     title = f"Multiply-accumulates, counted: {study.job.generation.model}"

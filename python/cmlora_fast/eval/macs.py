@@ -43,6 +43,7 @@ CPU_ATTENTION = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _at
 def count_unet(unet: Any) -> Iterator[list[int]]:
     """Gives a list that gets the MACs of every UNet call inside the block.
 
+    Enable the pipeline with ``backend="torch"``: products in other libraries are not seen.
     Products inside this package's own kernels (adapters beside the weights, ``weights="delta"``)
     are not seen by torch, and not counted.
     """
