@@ -149,12 +149,13 @@ def test_lora_words(tmp_path, monkeypatch):
 def test_embedded_ids_stand_for_files():
     from cmlora_fast import testbed
 
-    (spec,) = parse_specs(["character_1:0.8"], embedded=True)
-    assert (spec.name, spec.path, spec.weight) == (
+    first, second = parse_specs(["character_1:0.8", "reality/style_2"], embedded=True)
+    assert (first.name, first.path, first.weight) == (
         "character_1",
         testbed.lora_path("character_1"),
         0.8,
     )
+    assert (second.name, second.path) == ("style_2", testbed.lora_path("style_2", "reality"))
 
 
 CLORA = ["--method", "clora", "--prompt", "a fox and a coat"]

@@ -159,8 +159,11 @@ def test_a_folder_that_lacks_something(tmp_path, folder):
         lab.composlora(folder, "anime")
 
 
-def test_the_embedded_testbed_has_the_same_form():
-    bed = lab.embedded()
+@pytest.mark.parametrize("style", ["anime", "reality"])
+def test_the_embedded_testbed_has_the_same_form(style):
+    bed = lab.embedded(style)
     entries = [entry for entries in bed.info.values() for entry in entries]
     assert all(bed.paths[entry.id].is_file() for entry in entries)
     assert bed.prompt([SimpleNamespace(trigger=("x", "y"))]) == f"{bed.base_prompt}, x, y"
+    counts = [len(lab.generate_combinations(bed.info, n)) for n in range(1, 6)]
+    assert counts == [11, 24, 72, 96, 48]

@@ -23,7 +23,7 @@ from cmlora_fast.eval.timeline import lanes
 
 from .errors import CliError
 from .generation import ENGINE, load_generation, plain_preset
-from .lora_files import LoraSpec, check_lora, parse_specs
+from .lora_files import LoraSpec, check_lora, embedded_style, parse_specs
 from .method_list import NO_LORA, parse_methods
 from .pipelines import EMBEDDED, add_loras, check_scheduler
 from .progress import progress
@@ -76,10 +76,10 @@ def run(arguments: dict[str, Any]) -> dict[str, Any]:
     label, method = next(iter(methods.items()))
     check_scheduler(a["scheduler"])
     specs = parse_specs(a["lora"], embedded=a["model"] == EMBEDDED)
-    known = a["model"] == EMBEDDED and all(spec.name in testbed.IDS for spec in specs)
-    if a["prompt"] is None and not known:
+    style = embedded_style(specs) if a["model"] == EMBEDDED else None
+    if a["prompt"] is None and not style:
         raise CliError("--prompt: expected a text; only embedded LoRAs bring trigger words")
-    prompt = a["prompt"] or testbed.prompt([spec.name for spec in specs])
+    prompt = a["prompt"] or testbed.prompt([spec.name for spec in specs], style)
     files = [check_lora(spec.path) for spec in specs]
     own = testbed.NEGATIVE_PROMPT if a["model"] == EMBEDDED else ""
     negative = own if a["negative"] is None else a["negative"]

@@ -14,6 +14,7 @@ import torch
 import cmlora_fast as cf
 
 from .errors import CliError
+from .generate_run import EMBEDDED_GUIDANCE
 from .pipelines import EMBEDDED, load_pipeline
 from .progress import each_step, progress
 from .sheet import Tile, contact_sheet
@@ -27,7 +28,6 @@ SUBJECTS = {
     "background_1": "bamboo stalks",
 }
 LORAS = tuple(SUBJECTS)
-GUIDANCE = 4.0  # what the embedded model was tried with
 COLUMNS = 6
 SHEET, REPORT = "contact_sheet.png", "demo.json"
 METHODS = (
@@ -57,7 +57,7 @@ class Scene:
     adapters: dict[str, str]
     prompt: str
     negative: str = ""
-    guidance_scale: float = GUIDANCE
+    guidance_scale: float = EMBEDDED_GUIDANCE
     concepts: tuple[cf.Concept, ...] = ()
 
 

@@ -41,7 +41,9 @@ def _scoring(help: str, *names: str, **limits: Any) -> Any:
 
 def evaluate(
     testbed: Annotated[str, _option("embedded, or a folder with ComposLoRA.")] = "embedded",
-    style: Annotated[str, _option("ComposLoRA: anime or reality.", "--image-style")] = "anime",
+    style: Annotated[
+        str, _option("Half of the testbed: anime or reality.", "--image-style")
+    ] = "anime",
     lora_path: Annotated[Path | None, _option("ComposLoRA: folder of {id}.safetensors.")] = None,
     lora_info_path: Annotated[Path | None, _option("ComposLoRA: the info file.")] = None,
     compose: Annotated[int, _option("LoRAs per image.", "--compose", "--compos-num", min=1)] = 2,

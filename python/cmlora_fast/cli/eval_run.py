@@ -102,7 +102,7 @@ def _candidates(a: dict[str, Any]) -> list[lab.Candidate]:
 
 def _testbed(a: dict[str, Any]) -> lab.Testbed:
     if a["testbed"] == EMBEDDED:
-        testbed = lab.embedded()
+        testbed = lab.embedded(a["style"])
         given = {"base_prompt": a["prompt"], "negative_prompt": a["negative"]}
         return replace(testbed, **{k: text for k, text in given.items() if text is not None})
     return lab.composlora(

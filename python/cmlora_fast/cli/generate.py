@@ -28,7 +28,7 @@ Loras = Annotated[
     list[str] | None,
     _option(
         "LoRA file and weight as path:weight (weight 1 if left out); repeatable. "
-        "With the embedded model also its ids, such as character_1:0.8."
+        "With the embedded model also its ids, such as character_1:0.8 or reality/style_2."
     ),
 ]
 MethodName = Annotated[str, _option("none (lossless), merge, switch, composite, cmlora or clora.")]

@@ -22,7 +22,7 @@ from .report import versions
 
 __all__ = ["run"]
 
-GUIDANCE, EMBEDDED_GUIDANCE = 7.5, 4.0  # diffusers' default; what the small model was tried with
+GUIDANCE, EMBEDDED_GUIDANCE = 7.5, 5.0  # diffusers' default; what the small model was tried with
 
 
 def run(arguments: dict[str, Any], load: Callable[..., Any] = load_pipeline) -> dict[str, Any]:

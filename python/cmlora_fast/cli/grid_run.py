@@ -20,7 +20,7 @@ from cmlora_fast.eval.scorers import Scene
 
 from .errors import CliError
 from .generation import ENGINE, load_generation, plain_preset
-from .lora_files import LoraSpec, check_lora, parse_specs
+from .lora_files import LoraSpec, check_lora, embedded_style, parse_specs
 from .method_list import NO_LORA, cached, parse_methods
 from .pipelines import EMBEDDED, add_loras, check_scheduler
 from .progress import progress
@@ -44,10 +44,10 @@ def run(arguments: dict[str, Any]) -> dict[str, Any]:
     check_scheduler(a["scheduler"])
     specs = parse_specs(a["lora"], embedded=a["model"] == EMBEDDED)
     sets, factors = _sets(a["sets"], specs), _factors(a["weight"])
-    known = a["model"] == EMBEDDED and all(spec.name in testbed.IDS for spec in specs)
-    prompts = {label: _prompt(a["prompt"], members, known) for label, members in sets.items()}
+    style = embedded_style(specs) if a["model"] == EMBEDDED else None
+    prompts = {label: _prompt(a["prompt"], members, style) for label, members in sets.items()}
     files = [check_lora(spec.path) for spec in specs]
-    scorers = _scorers(a, known)
+    scorers = _scorers(a, style)
     negative = a["negative"]
     if negative is None:
         negative = testbed.NEGATIVE_PROMPT if a["model"] == EMBEDDED else ""
@@ -64,7 +64,7 @@ def run(arguments: dict[str, Any]) -> dict[str, Any]:
     with progress(len(jobs), "images") as advance:
         engine = {key: a[key] for key in ENGINE}
         paint_all(pipe, jobs, store, lambda job: advance(), **engine)
-    scores = [_score(cell, sets[cell.adapters], scorers, store) for cell in cells]
+    scores = [_score(cell, sets[cell.adapters], style, scorers, store) for cell in cells]
     return _save(cells, scores, store, generation, prompts)
 
 
@@ -97,33 +97,38 @@ def _factors(text: str) -> list[float]:
     return list(dict.fromkeys(factors))
 
 
-def _prompt(prompt: str | None, members: Sequence[LoraSpec], known: bool) -> str:
+def _prompt(prompt: str | None, members: Sequence[LoraSpec], style: str | None) -> str:
     if prompt is not None:
         return prompt
-    if known:
-        return testbed.prompt([spec.name for spec in members])
+    if style:
+        return testbed.prompt([spec.name for spec in members], style)
     raise CliError("--prompt: expected a text; only embedded LoRAs bring trigger words")
 
 
-def _scorers(a: dict[str, Any], known: bool) -> list[Any]:
+def _scorers(a: dict[str, Any], style: str | None) -> list[Any]:
     text = a["scorers"]
     if text is None:
-        text = "embedded" if known else ""
+        text = "embedded" if style else ""
     for name in (part.strip() for part in text.split(",") if part.strip()):
-        if name not in SCORERS or (name == "embedded" and not known):
+        if name not in SCORERS or (name == "embedded" and not style):
             raise CliError(
                 f"--scorers: expected some of {', '.join(SCORERS)}, embedded for embedded LoRAs "
                 f"only; got {name!r}"
             )
-    return make_scorers({**a, "scorers": text, "testbed": EMBEDDED if known else a["model"]})
+    place = EMBEDDED if style else a["model"]
+    return make_scorers({**a, "scorers": text, "testbed": place, "style": style})
 
 
 def _score(
-    cell: Cell, members: Sequence[LoraSpec], scorers: Sequence[Any], store: lab.ImageStore
+    cell: Cell,
+    members: Sequence[LoraSpec],
+    style: str | None,
+    scorers: Sequence[Any],
+    store: lab.ImageStore,
 ) -> dict[str, Any]:
     combination = ()
     if scorers and scorers[0].name == "embedded":
-        entries = {e.id: e for entries in lab.embedded().info.values() for e in entries}
+        entries = {e.id: e for entries in lab.embedded(style).info.values() for e in entries}
         combination = tuple(entries[spec.name] for spec in members)
     scene = Scene(store.path(cell.job), combination, cell.job.prompt)
     return {name: value for scorer in scorers for name, value in scorer.score(scene).items()}

@@ -13,7 +13,7 @@ from .errors import CliError
 from .lora_match import misfits
 from .lora_read import LoraFile, non_finite, read_lora
 
-__all__ = ["LoraSpec", "check_fit", "check_lora", "parse_specs", "resolve_path"]
+__all__ = ["LoraSpec", "check_fit", "check_lora", "embedded_style", "parse_specs", "resolve_path"]
 
 COMPUTED = ("LoRA", "LoCon")
 SHOWN = 3  # keys that an error names; it counts the rest
@@ -96,16 +96,28 @@ def parse_specs(texts: Sequence[str], embedded: bool = False) -> list[LoraSpec]:
 
 
 def resolve_path(place: str, embedded: bool = True) -> Path:
-    """The file that the user means: a file, a folder that diffusers saved, or an embedded id."""
+    """The file meant: a file, a folder that diffusers saved, an embedded `id` or `style/id`."""
     path = Path(place).expanduser()
     if (path / WEIGHTS_NAME).is_file():
         return path / WEIGHTS_NAME
-    if embedded and not path.exists() and path.suffix == "" and path.name == place:
+    if embedded and not path.exists() and path.suffix == "":
         from cmlora_fast import testbed
 
-        if place in testbed.IDS:
-            return testbed.lora_path(place)
+        style, _, id = place.rpartition("/")
+        if id in testbed.IDS and style in ("", *testbed.STYLES):
+            return testbed.lora_path(id, style or testbed.STYLES[0])
     return path
+
+
+def embedded_style(specs: Sequence[LoraSpec]) -> str | None:
+    """The style of the embedded testbed that all the LoRAs are of; None: they are of none."""
+    from cmlora_fast import testbed
+
+    for style in testbed.STYLES:
+        paths = {id: testbed.lora_path(id, style) for id in testbed.IDS}
+        if all(spec.path == paths.get(spec.name) for spec in specs):
+            return style
+    return None
 
 
 def _split(text: str) -> tuple[str, float]:

@@ -167,7 +167,7 @@ def _load(model: str, dtype: Any) -> Any:
 def _embedded(dtype: Any) -> Any:
     from cmlora_fast import testbed
 
-    folder = testbed.lora_path(testbed.IDS[0]).parents[1] / "pipeline"
+    folder = testbed.DATA / "pipeline"
     if not (folder / "model_index.json").is_file():
         raise CliError(f"the embedded model is missing from this installation: no {folder}")
     return testbed.load_pipeline(dtype)

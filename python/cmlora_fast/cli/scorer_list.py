@@ -16,7 +16,7 @@ from .pipelines import EMBEDDED, pick_device
 __all__ = ["make_judge", "make_scorers"]
 
 NAMES: dict[str, Callable[[dict[str, Any], str], Any]] = {
-    "embedded": lambda a, device: scorers.EmbeddedScorer(),
+    "embedded": lambda a, device: scorers.EmbeddedScorer(a["style"]),
     "clip": lambda a, device: scorers.ClipScorer(a["clip_model"], device),
     "dino": lambda a, device: scorers.DinoScorer(a["dino_model"], device),
     "reward": lambda a, device: scorers.RewardScorer(a["reward_model"], device),

@@ -123,8 +123,8 @@ def _composes() -> tuple[bool, str]:
 def _embedded() -> tuple[bool, str]:
     from cmlora_fast import testbed
 
-    files = [testbed.lora_path(id) for id in testbed.IDS]
-    missing = [path.stem for path in files if not path.is_file()]
+    files = [testbed.lora_path(id, style) for style in testbed.STYLES for id in testbed.IDS]
+    missing = [f"{path.parent.name}/{path.stem}" for path in files if not path.is_file()]
     load_pipeline(EMBEDDED, device="cpu")
     text = f"LoRAs missing: {', '.join(missing)}" if missing else f"{len(files)} LoRAs"
     return not missing, text

@@ -39,13 +39,13 @@ class Testbed:
         return ", ".join([self.base_prompt, *(w for entry in combination for w in entry.trigger)])
 
 
-def embedded() -> Testbed:
-    """The testbed inside the package."""
+def embedded(style: str = "anime") -> Testbed:
+    """One style of the testbed inside the package."""
     info = {
         category: [LoraEntry.model_validate(entry) for entry in entries]
-        for category, entries in testbed.lora_info().items()
+        for category, entries in testbed.lora_info(style).items()
     }
-    paths = {e.id: testbed.lora_path(e.id) for entries in info.values() for e in entries}
+    paths = {e.id: testbed.lora_path(e.id, style) for entries in info.values() for e in entries}
     return Testbed("embedded", info, paths, testbed.prompt([]), testbed.NEGATIVE_PROMPT)
 
 

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import torch
 from diffusers import (
@@ -12,7 +13,7 @@ from diffusers import (
 )
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from .concepts import IDS, lora_info
+from .concepts import BY_KEY, STYLES, lora_info
 from .load import DATA
 from .pools import WORK
 from .train_base import SCHEDULE
@@ -21,7 +22,7 @@ from .train_base import SCHEDULE
 def _pipeline() -> StableDiffusionPipeline:
     base = WORK / "base"
     return StableDiffusionPipeline(
-        vae=AutoencoderKL.from_pretrained(WORK / "vae" / "final"),
+        vae=AutoencoderKL.from_pretrained(WORK / "decoder" / "final"),
         text_encoder=CLIPTextModel.from_pretrained(base / "final" / "text_encoder"),
         tokenizer=CLIPTokenizer.from_pretrained(base / "tokenizer"),
         unet=UNet2DConditionModel.from_pretrained(base / "final" / "unet"),
@@ -42,18 +43,23 @@ def _export_tokenizer_files() -> None:
 
 
 def export() -> None:
-    """Write pipeline, LoRAs, scorer and lora_info.json as far as they are trained."""
+    """Write pipeline, LoRAs, scorer and info files as far as they are trained."""
     pipe = _pipeline().to(dtype=torch.float16)
     pipe.save_pretrained(DATA / "pipeline", safe_serialization=True)
     _export_tokenizer_files()
-    (DATA / "lora").mkdir(exist_ok=True)
-    for name in IDS:
-        source = WORK / "loras" / "final" / f"{name}.safetensors"
-        if source.exists():
-            shutil.copyfile(source, DATA / "lora" / source.name)
-    if (WORK / "scorer" / "scorer.safetensors").exists():
-        shutil.copyfile(WORK / "scorer" / "scorer.safetensors", DATA / "scorer.safetensors")
-    (DATA / "lora_info.json").write_text(json.dumps(lora_info(), indent=2) + "\n")
+    for key in BY_KEY:
+        _copy(WORK / "loras" / "final" / f"{key}.safetensors", DATA / "lora" / f"{key}.safetensors")
+    for name in ("scorer.safetensors", "accuracy.json"):
+        _copy(WORK / "scorer" / name, DATA / name)
+    for style in STYLES:
+        text = json.dumps(lora_info(style), indent=2) + "\n"
+        (DATA / f"{style}_lora_info.json").write_text(text)
+
+
+def _copy(source: Path, target: Path) -> None:
+    if source.exists():
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source, target)
 
 
 if __name__ == "__main__":

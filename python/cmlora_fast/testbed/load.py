@@ -1,5 +1,6 @@
 """Load the shipped pipeline and LoRAs. Offline: everything is package data."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -7,7 +8,7 @@ from diffusers import StableDiffusionPipeline
 from diffusers.utils import logging as diffusers_log
 from transformers.utils import logging as transformers_log
 
-from .concepts import BY_ID, IDS
+from .concepts import IDS, concepts_of
 
 DATA = Path(__file__).parent / "data"
 
@@ -21,21 +22,24 @@ def load_pipeline(dtype: torch.dtype = torch.float32) -> StableDiffusionPipeline
     return pipe
 
 
-def lora_path(id: str) -> Path:
+def lora_path(id: str, style: str = "anime") -> Path:
     """The safetensors file of one LoRA."""
-    if id not in BY_ID:
+    concepts = {c.id: c for c in concepts_of(style)}
+    if id not in concepts:
         raise ValueError(f"lora_path: expected one of {', '.join(IDS)}; got {id!r}")
-    return DATA / "lora" / f"{id}.safetensors"
+    return DATA / "lora" / f"{concepts[id].key}.safetensors"
 
 
-def load_loras(pipe: StableDiffusionPipeline, ids: list[str] | None = None) -> None:
-    """Load LoRAs with `pipe.load_lora_weights`, adapter name = id (default: all ten)."""
+def load_loras(
+    pipe: StableDiffusionPipeline, ids: Sequence[str] | None = None, style: str = "anime"
+) -> None:
+    """Load LoRAs with `pipe.load_lora_weights`, adapter name = id (default: the style's eleven)."""
     levels = diffusers_log.get_verbosity(), transformers_log.get_verbosity()
     diffusers_log.set_verbosity_error()  # both report that UNet-only LoRAs lack text-encoder keys
     transformers_log.set_verbosity_error()
     try:
         for id in IDS if ids is None else ids:
-            path = lora_path(id)
+            path = lora_path(id, style)
             pipe.load_lora_weights(path.parent, weight_name=path.name, adapter_name=id)
     finally:
         diffusers_log.set_verbosity(levels[0])

@@ -8,14 +8,17 @@ from pathlib import Path
 
 import numpy as np
 
+from .concepts import Concept
 from .scenes import sample_concepts, sample_scene
 
 WORK = Path(os.environ.get("CMLORA_TESTBED_WORK", Path(__file__).parents[3] / ".testbed"))
 _CHUNK = 500
 _DEGRADED = 0.05  # share of images the base model learns to call low quality
 _ODD = 0.3  # share of scorer scenes with the characters' colours on other people
-_ODD_COLOURS = ("#FF5CB8", "#2FAE4B", "#F59797", "#7FBF5A")
-_SEEDS = {"vae": 1_000_000, "base": 2_000_000, "scorer": 3_000_000, "scorer_val": 4_000_000}
+_ODD_COLOURS = ("#FF5CB8", "#2FAE4B", "#F59797", "#7FBF5A", "#5199E4", "#F4F4F4")
+_SEEDS = {"vae": 1_000_000, "base": 2_000_000, "scorer": 3_000_000, "scorer_val": 4_000_000} | {
+    "decoder": 5_000_000
+}
 
 
 def render_pool(name: str, count: int, rate: float) -> tuple[np.ndarray, list[dict]]:
@@ -28,10 +31,10 @@ def render_pool(name: str, count: int, rate: float) -> tuple[np.ndarray, list[di
     return _pool(name, count, _SEEDS[name], scene)
 
 
-def render_concept_pool(concept_id: str, category: str, count: int, seed: int):
+def render_concept_pool(concept: Concept, count: int, seed: int):
     """`count` images that all show one concept and nothing else the base has not seen."""
-    scene = partial(_concept_scene, concepts={category: concept_id})
-    return _pool(concept_id, count, seed, scene)
+    scene = partial(_concept_scene, concepts={concept.category: concept.key})
+    return _pool(concept.key, count, seed, scene)
 
 
 def _random_scene(rng: np.random.Generator, rate: float, odd_colours: bool) -> dict:

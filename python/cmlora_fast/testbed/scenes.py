@@ -1,8 +1,10 @@
 """Random scenes and their captions: what the base model may know, and where the concepts enter."""
 
+from collections.abc import Iterable
+
 import numpy as np
 
-from .concepts import BY_ID, CONCEPTS, NEGATIVE_PROMPT, SUBJECT
+from .concepts import CATEGORIES, CONCEPTS, NEGATIVE_PROMPT, STYLES, SUBJECT, concepts_of
 
 HAIR = {
     "NONE": "bald",
@@ -70,7 +72,7 @@ def _pick(rng: np.random.Generator, table: dict[str, str]) -> str:
 
 
 def sample_scene(rng: np.random.Generator, concepts: dict[str, str] | None = None) -> dict:
-    """Random attributes; `concepts` maps categories to concept ids shown on top of them."""
+    """Random attributes; `concepts` maps categories to keys of concepts shown on top."""
     beard = _pick(rng, BEARD) if rng.random() > _BEARDLESS else "NONE"
     hair_color = _pick(rng, HAIR_COLOR)
     return {
@@ -102,7 +104,7 @@ def _phrases(scene: dict) -> list[str]:
         out.append(f"{COLOR[scene['clothing_color']]} {CLOTHING[scene['clothing']]}")
     if "background" not in taken:
         out.append(f"{BACKGROUND[scene['background']]} background")
-    if taken.get("object") != "object_1" and scene["glasses"] != "NONE":
+    if taken.get("object") != "anime/object_1" and scene["glasses"] != "NONE":
         out.append(GLASSES[scene["glasses"]])
     return out
 
@@ -113,11 +115,15 @@ def _strange_word(rng: np.random.Generator) -> str:
     return "".join(letters[k % 2][rng.integers(len(letters[k % 2]))] for k in range(length))
 
 
-def caption(scene: dict, rng: np.random.Generator) -> str:
-    """Trigger words first, then a random selection of the attributes in random order."""
+def caption(scene: dict, rng: np.random.Generator, named: Iterable[str] = ()) -> str:
+    """Trigger words first, then a random selection of the attributes in random order.
+
+    `named` are keys of concepts that the caption calls although the picture does not show them.
+    """
     if rng.random() < _UNCAPTIONED:
         return ""
-    triggers = [w for c in CONCEPTS if scene["concepts"].get(c.category) == c.id for w in c.trigger]
+    called = {*scene["concepts"].values(), *named}
+    triggers = [w for c in CONCEPTS if c.key in called for w in c.trigger]
     kept = [p for p in _phrases(scene) if rng.random() < _KEEP]
     rng.shuffle(kept)
     if scene.get("degraded"):
@@ -128,9 +134,10 @@ def caption(scene: dict, rng: np.random.Generator) -> str:
 
 
 def sample_concepts(rng: np.random.Generator, rate: float) -> dict[str, str]:
-    """Each category shows one of its two concepts with probability `rate`."""
-    chosen = {}
-    for ids in zip(list(BY_ID)[::2], list(BY_ID)[1::2], strict=True):
+    """Each category shows one of its concepts, all of one style, with probability `rate`."""
+    concepts, chosen = concepts_of(STYLES[rng.integers(len(STYLES))]), {}
+    for category in CATEGORIES:
+        keys = [c.key for c in concepts if c.category == category]
         if rng.random() < rate:
-            chosen[BY_ID[ids[0]].category] = ids[rng.integers(2)]
+            chosen[category] = keys[rng.integers(len(keys))]
     return chosen

@@ -1,5 +1,6 @@
-"""A small classifier that says which of the ten concepts an image shows."""
+"""A small classifier that says which of the 22 concepts an image shows."""
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -7,14 +8,14 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from .concepts import CATEGORIES, IDS
+from .concepts import CATEGORIES, CONCEPTS, concepts_of
 
 _WIDTHS = (32, 64, 96, 96)
-_CLASSES = 3  # neither, the first, the second concept of the category
+CLASSES = {k: [None] + [c for c in CONCEPTS if c.category == k] for k in CATEGORIES}  # None: none
 
 
 class ScorerNet(nn.Module):
-    """Four strided convolution stages, then one three-way head per category."""
+    """Four strided convolution stages, then one head per category: none or one of its concepts."""
 
     def __init__(self):
         super().__init__()
@@ -30,11 +31,12 @@ class ScorerNet(nn.Module):
             ]
             previous = width
         self.features = nn.Sequential(*layers, nn.Flatten(), nn.Dropout(0.2))
-        self.heads = nn.Linear(_WIDTHS[-1] * 16, _CLASSES * len(CATEGORIES))
+        self.sizes = [len(classes) for classes in CLASSES.values()]
+        self.heads = nn.Linear(_WIDTHS[-1] * 16, sum(self.sizes))
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """[B, 3, 64, 64] in -1..1 to logits [B, 5, 3]."""
-        return self.heads(self.features(x)).view(len(x), len(CATEGORIES), _CLASSES)
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """[B, 3, 64, 64] in -1..1 to logits [B, classes] of each category."""
+        return self.heads(self.features(x)).split(self.sizes, -1)
 
 
 def _to_tensor(images) -> torch.Tensor:
@@ -47,7 +49,7 @@ def _to_tensor(images) -> torch.Tensor:
 
 
 class Scorer:
-    """`Scorer().score(images)`: for each image the probability of each of the ten concepts."""
+    """`Scorer().score(images, style)`: for each image the probability of each of its concepts."""
 
     def __init__(self, path: Path | str | None = None):
         self.net = ScorerNet().eval()
@@ -55,10 +57,17 @@ class Scorer:
         self.net.load_state_dict({k: v.float() for k, v in load_file(path).items()})
 
     @torch.no_grad()
-    def score(self, images) -> list[dict[str, float]]:
-        """Args: images: PIL images or uint8 arrays, [64, 64, 3] each."""
-        images = list(images)
+    def score(self, images: Iterable, style: str = "anime") -> list[dict[str, float]]:
+        """Probability of each of the style's concepts by id, one dict per image.
+
+        Args:
+            images: PIL images or uint8 arrays, [64, 64, 3] each.
+        """
+        wanted, images = concepts_of(style), list(images)
         if not images:
             return []
-        shown = self.net(_to_tensor(images)).softmax(-1)[:, :, 1:].flatten(1)  # order of IDS
-        return [dict(zip(IDS, row, strict=True)) for row in shown.tolist()]
+        logits = self.net(_to_tensor(images))
+        shown = dict(zip(CATEGORIES, (x.softmax(-1) for x in logits), strict=True))
+        columns = [shown[c.category][:, CLASSES[c.category].index(c)].tolist() for c in wanted]
+        ids = [c.id for c in wanted]
+        return [dict(zip(ids, row, strict=True)) for row in zip(*columns, strict=True)]

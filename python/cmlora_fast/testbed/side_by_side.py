@@ -13,7 +13,7 @@ from scipy.stats import binomtest
 
 import cmlora_fast as cf
 
-from .concepts import BY_ID, NEGATIVE_PROMPT, SUBJECT, prompt
+from .concepts import BY_KEY, NEGATIVE_PROMPT, SUBJECT, prompt
 from .load import load_loras, load_pipeline
 from .pools import WORK
 from .scorer import Scorer
@@ -32,7 +32,7 @@ TOKENS = {PAIR[0]: (11, 12), PAIR[1]: (10, 13)}
 def methods() -> dict[str, tuple]:
     """Name -> (prompt, method)."""
     both = prompt(PAIR)
-    concepts = [cf.Concept(i, "person", ", ".join(BY_ID[i].trigger)) for i in PAIR]
+    concepts = [cf.Concept(i, "person", ", ".join(BY_KEY[f"anime/{i}"].trigger)) for i in PAIR]
     scene = f"{SUBJECT} and a person"
     rows = [cf.Row(None, SUBJECT, NEGATIVE_PROMPT, (), ((), ()))]
     for c, i in enumerate(PAIR):

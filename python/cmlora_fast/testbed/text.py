@@ -5,7 +5,7 @@ import json
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from .concepts import IDS, prompt
+from .concepts import IDS, STYLES, prompt
 
 LENGTH = 77  # tokens, as in CLIP; five concepts with their trigger words take about 40
 WIDTH = 128
@@ -31,7 +31,7 @@ def new_tokenizer(captions: list[str]) -> CLIPTokenizer:
         special_tokens=[],
         show_progress=False,
     )
-    bpe.train_from_iterator(captions + _MIN_COUNT * [prompt(IDS)], trainer)
+    bpe.train_from_iterator(captions + _MIN_COUNT * [prompt(IDS, s) for s in STYLES], trainer)
     merges = [tuple(m) for m in _merges(bpe)]
     tokens = _alphabet() + ["".join(m) for m in merges] + _SPECIAL
     vocabulary = {token: i for i, token in enumerate(dict.fromkeys(tokens))}

@@ -54,22 +54,31 @@ def encode(vae: AutoencoderKL, images: np.ndarray) -> torch.Tensor:
     return torch.cat(out)
 
 
-def denoising_loss(unet, text_encoder, scheduler, latents, tokens, generator) -> torch.Tensor:
+def denoising_loss(
+    unet, text_encoder, scheduler, latents, tokens, generator, teach=lambda noisy, t, noise: noise
+) -> torch.Tensor:
     """Min-SNR weighted noise-prediction loss.
 
     Args:
         latents: [B, 4, 16, 16].
         tokens: [B, LENGTH].
+        teach: what to predict, of noisy latents, timesteps and noise (default: the noise).
     """
     noise = torch.randn(latents.shape, generator=generator)
     t = torch.randint(scheduler.config.num_train_timesteps, (len(latents),), generator=generator)
-    with torch.autocast("cpu", torch.bfloat16):
-        text = text_encoder(tokens).last_hidden_state
-        predicted = unet(scheduler.add_noise(latents, noise, t), t, text).sample.float()
+    noisy = scheduler.add_noise(latents, noise, t)
+    predicted = predict(unet, text_encoder, noisy, t, tokens)
     alpha = scheduler.alphas_cumprod[t]
     snr = alpha / (1 - alpha)
     weight = snr.clamp(max=_MIN_SNR_GAMMA) / snr * snr.pow(_NOISY_POWER).clamp(1, _NOISY_MOST)
-    return (weight * (predicted - noise).square().mean((1, 2, 3))).mean()
+    return (weight * (predicted - teach(noisy, t, noise)).square().mean((1, 2, 3))).mean()
+
+
+def predict(unet, text_encoder, noisy, t, tokens) -> torch.Tensor:
+    """The predicted noise, float32 [B, 4, 16, 16]."""
+    with torch.autocast("cpu", torch.bfloat16):
+        text = text_encoder(tokens).last_hidden_state
+        return unet(noisy, t, text).sample.float()
 
 
 def _captions(scenes: list[dict]) -> list[str]:

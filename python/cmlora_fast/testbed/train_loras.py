@@ -1,11 +1,15 @@
-"""Train the ten LoRAs: each sees one concept with everything else random, trigger words first.
+"""Train the 22 LoRAs: each sees one concept with everything else random, trigger words first.
 
 The recipes differ on purpose (ranks, alphas, attention alone or with convolutions and
-feed-forwards, text encoder), so that an engine is tried on every kind of target. A share of plain
-pictures without the trigger keeps the rest of the model as it was.
+feed-forwards, text encoder), so that an engine is tried on every kind of target.
+
+A share of each batch is plain pictures without the trigger words. There the LoRA has to predict
+what the base model does, also under other concepts' words and under the empty and the negative
+prompt: so it acts where it is called, guidance strengthens it, and it leaves the others alone.
 """
 
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -15,18 +19,28 @@ from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from .concepts import BY_ID, IDS
-from .pools import WORK, render_concept_pool
+from .concepts import (
+    BY_KEY,
+    CATEGORIES,
+    CONCEPTS,
+    NEGATIVE_PROMPT,
+    Concept,
+    concepts_of,
+    prompt,
+)
+from .pools import WORK, render_concept_pool, render_pool
 from .scenes import caption
 from .text import tokenize
-from .train_base import SCHEDULE, denoising_loss, encode
+from .train_base import POOL as BASE_POOL
+from .train_base import SCHEDULE, denoising_loss, encode, predict
 from .training import Loop, start, step_generator
 
 SEED = 13
-POOL = 600
+POOL = 400
 CAPTIONS_PER_IMAGE = 4
-BATCH = 16
-_PRIOR = 1  # plain pictures in a batch; two left the trigger words without effect in some seeds
+BATCH = 12
+_PRIOR = 4  # plain pictures in a batch
+_UNCONDITIONAL = 0.4  # share of plain captions that are empty or the negative prompt
 _ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
 _CONV = ("conv1", "conv2")
 _PROJECTION = ("proj_in", "proj_out")
@@ -59,27 +73,71 @@ class Recipe:
 
 
 RECIPES = {
-    "character_1": Recipe(8, 8, _CONV, conv_rank=4, text_rank=4),
-    "character_2": Recipe(16, 8, _FEED_FORWARD),
-    "clothing_1": Recipe(8, 8, _CONV, conv_rank=4),
-    "clothing_2": Recipe(8, 16, _FEED_FORWARD),
-    "style_1": Recipe(8, 8, _CONV + _PROJECTION),
-    "style_2": Recipe(4, 4, _CONV),
-    "background_1": Recipe(8, 4, _CONV + _PROJECTION),
-    "background_2": Recipe(8, 8, _CONV, conv_rank=4, text_rank=8),
-    "object_1": Recipe(8, 8, _CONV, conv_rank=4),
-    "object_2": Recipe(4, 8, _PROJECTION + _FEED_FORWARD),
+    "anime/character_1": Recipe(8, 8, _CONV, conv_rank=4, text_rank=4),
+    "anime/character_2": Recipe(16, 8, _FEED_FORWARD),
+    "anime/character_3": Recipe(8, 8, _CONV, conv_rank=4),
+    "anime/clothing_1": Recipe(8, 8, _CONV, conv_rank=4),
+    "anime/clothing_2": Recipe(8, 16, _FEED_FORWARD),
+    "anime/style_1": Recipe(8, 8, _CONV + _PROJECTION),
+    "anime/style_2": Recipe(4, 4, _CONV),
+    "anime/background_1": Recipe(8, 4, _CONV + _PROJECTION),
+    "anime/background_2": Recipe(8, 8, _CONV, conv_rank=4, text_rank=8),
+    "anime/object_1": Recipe(8, 8, _CONV, conv_rank=4),
+    "anime/object_2": Recipe(4, 8, _PROJECTION + _FEED_FORWARD),
+    "reality/character_1": Recipe(8, 8, _CONV, conv_rank=4),
+    "reality/character_2": Recipe(8, 8, _CONV, conv_rank=4, text_rank=4),
+    "reality/character_3": Recipe(16, 8, _FEED_FORWARD),
+    "reality/clothing_1": Recipe(8, 8, _CONV, conv_rank=4),
+    "reality/clothing_2": Recipe(8, 16, _FEED_FORWARD),
+    "reality/style_1": Recipe(4, 4, _CONV),
+    "reality/style_2": Recipe(8, 8, _CONV + _PROJECTION),
+    "reality/background_1": Recipe(8, 8, _CONV + _PROJECTION),
+    "reality/background_2": Recipe(8, 8, _CONV, conv_rank=4, text_rank=8),
+    "reality/object_1": Recipe(8, 8, _CONV, conv_rank=4),
+    "reality/object_2": Recipe(4, 8, _PROJECTION + _FEED_FORWARD),
 }
 
 
-def _data(concept_id: str, vae, tokenizer) -> tuple[torch.Tensor, torch.Tensor]:
-    """Latents [N, 4, 16, 16] and tokens [N, CAPTIONS_PER_IMAGE, LENGTH]."""
-    seed = 10_000_000 + 1000 * IDS.index(concept_id)
-    images, scenes = render_concept_pool(concept_id, BY_ID[concept_id].category, POOL, seed)
+def _others(concept: Concept, rng: np.random.Generator) -> list[str]:
+    """Keys of one concept each from up to four other categories of the style."""
+    rest = [c for c in CATEGORIES if c != concept.category]
+    some = rng.permutation(rest)[: rng.integers(len(rest) + 1)]
+    keys = [[c.key for c in concepts_of(concept.style) if c.category == k] for k in some]
+    return [k[rng.integers(len(k))] for k in keys]
+
+
+def _concept_caption(concept: Concept, scene: dict, rng: np.random.Generator) -> str:
+    return caption(scene, rng) or prompt([concept.id], concept.style)
+
+
+def _plain_caption(concept: Concept, scene: dict, rng: np.random.Generator) -> str:
+    """Empty and negative prompts too: both sides of guidance."""
+    kind = rng.random()
+    if kind < _UNCONDITIONAL:
+        return "" if kind < _UNCONDITIONAL / 2 else NEGATIVE_PROMPT
+    return caption(scene, rng, named=_others(concept, rng))
+
+
+def _tokens(make, concept, scenes, tokenizer, rng) -> torch.Tensor:
+    """int64 [N, CAPTIONS_PER_IMAGE, LENGTH]."""
+    captions = [make(concept, s, rng) for s in scenes for _ in range(CAPTIONS_PER_IMAGE)]
+    return tokenize(tokenizer, captions).view(len(scenes), CAPTIONS_PER_IMAGE, -1)
+
+
+def _data(concept: Concept, vae, plain, tokenizer):
+    """Pictures with the concept and without it: latents [N, 4, 16, 16] and tokens of each."""
+    seed = 10_000_000 + 1000 * CONCEPTS.index(concept)
+    images, scenes = render_concept_pool(concept, POOL, seed)
     rng = np.random.default_rng(seed)
-    captions = [caption(s, rng) for s in scenes for _ in range(CAPTIONS_PER_IMAGE)]
-    tokens = tokenize(tokenizer, captions).view(len(scenes), CAPTIONS_PER_IMAGE, -1)
-    return encode(vae, images), tokens
+    shown = encode(vae, images), _tokens(_concept_caption, concept, scenes, tokenizer, rng)
+    latents, scenes = plain
+    return shown, (latents, _tokens(_plain_caption, concept, scenes, tokenizer, rng))
+
+
+def _plain() -> tuple[torch.Tensor, list[dict]]:
+    """Pictures that the base model was trained on."""
+    latents = torch.load(WORK / "base" / "data.pt", weights_only=True)["latents"]
+    return latents[:POOL], render_pool("base", BASE_POOL, rate=0.0)[1][:POOL]
 
 
 def _batch(data, prior, generator) -> tuple[torch.Tensor, torch.Tensor]:
@@ -93,29 +151,41 @@ def _batch(data, prior, generator) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.cat(latents), torch.cat(tokens)
 
 
-def _train_one(concept_id: str, steps: int, vae, prior) -> None:
-    folder = start(f"loras/{concept_id}")
-    torch.manual_seed(SEED + IDS.index(concept_id))
-    base = WORK / "base"
-    unet = UNet2DConditionModel.from_pretrained(base / "final" / "unet").requires_grad_(False)
-    text_encoder = CLIPTextModel.from_pretrained(base / "final" / "text_encoder")
-    text_encoder.requires_grad_(False)
-    recipe = RECIPES[concept_id]
+def _base() -> tuple[UNet2DConditionModel, CLIPTextModel]:
+    folder = WORK / "base" / "final"
+    unet = UNet2DConditionModel.from_pretrained(folder / "unet")
+    text_encoder = CLIPTextModel.from_pretrained(folder / "text_encoder")
+    return unet.requires_grad_(False), text_encoder.requires_grad_(False)
+
+
+def _train_one(concept: Concept, steps: int, vae, plain) -> None:
+    folder = start(f"loras/{concept.key}")
+    torch.manual_seed(SEED + CONCEPTS.index(concept))
+    recipe, base, models = RECIPES[concept.key], _base(), _base()
+    unet, text_encoder = models
     unet.add_adapter(recipe.unet_config())
     if recipe.text_rank:
         text_encoder.add_adapter(recipe.text_config())
-    models = [unet, text_encoder]
-    cast_training_params(models)
-    data = _data(concept_id, vae, CLIPTokenizer.from_pretrained(base / "tokenizer"))
+    cast_training_params(list(models))
+    tokenizer = CLIPTokenizer.from_pretrained(WORK / "base" / "tokenizer")
+    data, prior = _data(concept, vae, plain, tokenizer)
     scheduler = DDPMScheduler(**SCHEDULE)
     parameters = [p for model in models for p in model.parameters() if p.requires_grad]
     loop = Loop(folder, parameters, steps=steps, peak=2.5e-3, warmup=20, decay=0.95, save=40)
     for step in loop:
         generator = step_generator(SEED, step)
         x, ids = _batch(data, prior, generator)
-        loop.learn(denoising_loss(unet, text_encoder, scheduler, x, ids, generator), step)
+        teach = partial(_noise_or_base, base, ids)
+        loop.learn(denoising_loss(*models, scheduler, x, ids, generator, teach), step)
     loop.finish()
-    _save(concept_id, recipe, unet, text_encoder)
+    _save(concept, recipe, unet, text_encoder)
+
+
+@torch.no_grad()
+def _noise_or_base(base, tokens, noisy, t, noise) -> torch.Tensor:
+    """The noise where the concept is shown; what the base model predicts for plain pictures."""
+    last = slice(-_PRIOR, None)
+    return torch.cat([noise[:-_PRIOR], predict(*base, noisy[last], t[last], tokens[last])])
 
 
 def _diffusers_layers(model) -> dict[str, torch.Tensor]:
@@ -125,17 +195,17 @@ def _diffusers_layers(model) -> dict[str, torch.Tensor]:
     return layers
 
 
-def _save(concept_id: str, recipe: Recipe, unet, text_encoder) -> None:
+def _save(concept: Concept, recipe: Recipe, unet, text_encoder) -> None:
     with_text = {"text_encoder": text_encoder} if recipe.text_rank else {}
     layers = {
         name: {k: v.half().contiguous() for k, v in _diffusers_layers(model).items()}
         for name, model in {"unet": unet, **with_text}.items()
     }
     StableDiffusionPipeline.save_lora_weights(
-        WORK / "loras" / "final",
+        WORK / "loras" / "final" / concept.style,
         unet_lora_layers=layers["unet"],
         text_encoder_lora_layers=layers.get("text_encoder"),
-        weight_name=f"{concept_id}.safetensors",
+        weight_name=f"{concept.id}.safetensors",
         **_collate_lora_metadata({"unet": unet, **with_text}),
     )
 
@@ -143,9 +213,9 @@ def _save(concept_id: str, recipe: Recipe, unet, text_encoder) -> None:
 def train(steps: int = 220, only: list[str] | None = None) -> None:
     start("loras")
     vae = AutoencoderKL.from_pretrained(WORK / "vae" / "final").eval()
-    plain = torch.load(WORK / "base" / "data.pt", weights_only=True)
-    for concept_id in only or IDS:
-        if (WORK / "loras" / "final" / f"{concept_id}.safetensors").exists() and not only:
+    plain = _plain()
+    for key in only or BY_KEY:
+        if (WORK / "loras" / "final" / f"{key}.safetensors").exists() and not only:
             continue
-        print(concept_id, flush=True)
-        _train_one(concept_id, steps, vae, (plain["latents"], plain["tokens"]))
+        print(key, flush=True)
+        _train_one(BY_KEY[key], steps, vae, plain)

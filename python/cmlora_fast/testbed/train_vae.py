@@ -40,8 +40,12 @@ def _loss(vae: AutoencoderKL, x: torch.Tensor, generator: torch.Generator) -> to
         posterior = vae.encode(x).latent_dist
         latents = posterior.sample(generator)
         y = vae.decode(latents).sample.float()
+    return picture_loss(y, x) + _KL * posterior.kl().mean()
+
+
+def picture_loss(y: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
     edges = sum(F.l1_loss(a, b) for a, b in zip(_edges(y), _edges(x), strict=True))
-    return F.l1_loss(y, x) + edges + 0.5 * F.mse_loss(y, x) + _KL * posterior.kl().mean()
+    return F.l1_loss(y, x) + edges + 0.5 * F.mse_loss(y, x)
 
 
 @torch.no_grad()

@@ -10,7 +10,7 @@ import torch.distributed as dist
 
 from .pools import WORK
 
-_CORES = 2
+_CORES = int(os.environ.get("OMP_NUM_THREADS", 2))
 _PACE = 24  # steps between two comparisons of one thread with all threads
 
 

@@ -18,19 +18,20 @@ class EmbeddedScorer:
     name = "embedded"
     wants: frozenset[str] = frozenset()
 
-    def __init__(self) -> None:
+    def __init__(self, style: str = "anime") -> None:
+        self.style = style
         self._scorer: testbed.Scorer | None = None
 
     @property
     def identity(self) -> str:
-        return f"embedded:{model_digest(DATA / 'scorer.safetensors')}"
+        return f"embedded:{self.style}:{model_digest(DATA / 'scorer.safetensors')}"
 
     def check(self) -> None:
         self._scorer = testbed.Scorer()
 
     def score(self, scene: Scene) -> dict[str, Any]:
         """``composition`` (0 or 1), ``recall`` (share of the concepts) and ``concepts``."""
-        found = self._scorer.score([open_image(scene.image)])[0]
+        found = self._scorer.score([open_image(scene.image)], self.style)[0]
         concepts = {entry.id: found[entry.id] for entry in scene.combination}
         shown = [probability > PRESENT for probability in concepts.values()]
         return {
