@@ -21,7 +21,7 @@ check: build
 	$(BIN)/clang-format --dry-run --Werror $(wildcard csrc/*/*.cpp csrc/*/*.h csrc/*/*.cu tests/cuda_host/*.* tests/cuda_host/*/*.h)
 
 test: build
-	$(BIN)/pytest
+	OMP_WAIT_POLICY=passive $(BIN)/pytest -n 2 --dist loadfile  # workers that spin starve each other
 
 # Compiles the kernels for GPUs, which needs none: nvcc from the path or a wheel, and triton.
 gpu-build: build
