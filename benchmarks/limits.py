@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
+from cmlora_fast.ops.products import linear
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -14,7 +15,7 @@ from .timing import paired_ms
 __all__ = ["best_rates", "flops_per_row", "limit_seconds"]
 
 GEMM = 2048
-CONVOLUTION = (2, 640, 32)  # images, channels, sides: one of the UNet's own
+CONVOLUTION = (2, 320, 64)  # images, channels, sides: one of SD 1.5's own
 
 
 def flops_per_row(unet: nn.Module, size: int) -> dict[str, int]:
@@ -39,21 +40,19 @@ def flops_per_row(unet: nn.Module, size: int) -> dict[str, int]:
 
 @torch.no_grad()
 def best_rates(dtype: torch.dtype, device: torch.device) -> dict[str, float]:
-    """Measured operations per second of a matrix product and of a convolution."""
+    """Measured operations per second of products by torch and by oneDNN, and of a convolution."""
     kind = {"dtype": dtype, "device": device}
     left, right = torch.randn(GEMM, GEMM, **kind), torch.randn(GEMM, GEMM, **kind)
     images, channels, side = CONVOLUTION
-    x, weight = (
-        torch.randn(images, channels, side, side, **kind),
-        torch.randn(channels, channels, 3, 3, **kind),
-    )
-    work = {
-        "matmul": 2 * GEMM**3,
-        "convolution": 2 * 9 * images * channels**2 * side**2,
-    }
+    x = torch.randn(images, channels, side, side, **kind)
+    x = x.to(memory_format=torch.channels_last)
+    weight = torch.randn(channels, channels, 3, 3, **kind)
+    product, convolution = 2 * GEMM**3, 2 * 9 * images * channels**2 * side**2
+    work = {"matmul": product, "linear": product, "convolution": convolution}
     times = paired_ms(
         {
             "matmul": lambda: left @ right,
+            "linear": lambda: linear(left, right, None),
             "convolution": lambda: F.conv2d(x, weight, padding=1),
         },
         rounds=5,
@@ -64,6 +63,6 @@ def best_rates(dtype: torch.dtype, device: torch.device) -> dict[str, float]:
 def limit_seconds(
     full_rows: int, shallow_rows: int, work: dict[str, int], rates: dict[str, float]
 ) -> float:
-    """At the better of the two rates."""
+    """At the best of the rates."""
     flops = full_rows * work["full"] + shallow_rows * work["shallow"]
     return flops / max(rates.values())

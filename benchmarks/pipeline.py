@@ -71,7 +71,7 @@ def merged(before: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:
         records[_place(record)] = {**record, "seconds": seconds + record["seconds"]}
     order = list(CONTENDERS)
     results = sorted(records.values(), key=lambda r: (r["adapters"], order.index(r["contender"])))
-    rates = {k: max(value, before["rates"][k]) for k, value in now["rates"].items()}
+    rates = {k: max(value, before["rates"].get(k, 0.0)) for k, value in now["rates"].items()}
     return {**now, "rates": rates, "results": results}
 
 

@@ -93,7 +93,7 @@ def show(report: dict[str, Any]) -> None:
     rates = ", ".join(f"{name} {rate / 1e9:.0f}" for name, rate in report["rates"].items())
     print(
         f"GFLOP/s measured: {rates}.\n"
-        "limit: the operations of the rows that ran, without LoRA, at the better rate.\n"
+        "limit: the operations of the rows that ran, without LoRA, at the best rate.\n"
         "equal: largest difference to the rival that paints the same image, over the largest "
         "latent; uncached: to its own image without caching.\n"
         "peak: memory of an image of two steps beyond the loaded pipeline, folds included."
