@@ -51,6 +51,7 @@ class PackedConv:
         self.layer = layer
         self._packed: Tensor | None = None
         self._key: tuple | None = None
+        self._source: Tensor | None = None  # alive, so that its address is no other weight's
 
     def __call__(self, x: Tensor) -> Tensor:
         layer = self.layer
@@ -59,9 +60,9 @@ class PackedConv:
             return conv2d(x, weight, layer)
         key = (weight.data_ptr(), weight._version)
         if key != self._key:
-            plain = weight.detach().to_mkldnn()
+            self._key, self._source = key, weight.detach()
+            plain = self._source.to_mkldnn()
             self._packed = torch._C._nn.mkldnn_reorder_conv2d_weight(plain, *at, x.shape)
-            self._key = key
         padding, stride, dilation, groups = at
         return torch.ops.mkldnn._convolution_pointwise(
             x, self._packed, layer.bias, padding, stride, dilation, groups, "none", [], ""

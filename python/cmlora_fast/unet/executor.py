@@ -22,10 +22,6 @@ from .topology import Topology, freeu_is_on
 
 __all__ = ["Executor", "combine"]
 
-# An unconditional and a conditional row stay in a CPU's caches: a shallow step of ten rows took 445
-# ms two at a time and 646 ms at once, a full one 1240 and 1700 ms.
-CPU_ROWS = 2
-
 RowText = Callable[[int], tuple[Tensor, Tensor | None]]
 
 
@@ -104,9 +100,9 @@ class Executor:
         cache: FeatureCache | None,
     ) -> Tensor:
         """Predictions (rows.count, C, H, W), group-major."""
-        inputs, spans = self._with_text(inputs), rows.spans(max_rows or _rows_at_once(inputs))
+        inputs, spans = self._with_text(inputs), rows.spans(max_rows)
         shared = None
-        if self._apart(inputs, cache) and spans[0][1] >= rows.batch:
+        if self._apart(inputs, cache) and (max_rows is None or max_rows >= rows.batch):
             shared = self._denoiser.shared(inputs, cache)
         pieces = [self.run_span(plain, inputs, rows, span, cache, shared) for span in spans]
         return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
@@ -194,11 +190,6 @@ class Executor:
             self._state.all_rows = Rows(segments_of(subset_of_row), len(subset_of_row), everyone)
             self._text_key, self._text_sources, self._text = key, sources, text
         return inputs.with_text(self._text, self._own and self._own[1])
-
-
-def _rows_at_once(inputs: UNetInputs) -> int | None:
-    """Where ``max_rows`` leaves it open: all, but on a CPU so few that they stay in its caches."""
-    return CPU_ROWS if inputs.sample.is_cpu else None
 
 
 @contextmanager
