@@ -63,6 +63,7 @@ CONTENDERS = {
         heavy=True,
     ),
 }
+MAX_ROWS = 2  # an unconditional and a conditional row: what a CPU runs fastest (docs/tuning.md)
 OURS = {
     "lossless": None,
     "lossless_delta": None,
@@ -105,7 +106,8 @@ class Stage:
         """Get ready for images of this contender, which is not part of its time."""
         pipe = self.pipe_of(name)
         if pipe is not None:
-            cf.enable(pipe, OURS[name], weights="delta" if pipe is self.delta else "fold")
+            weights = "delta" if pipe is self.delta else "fold"
+            cf.enable(pipe, OURS[name], weights=weights, max_rows=MAX_ROWS)
         elif name == "deepcache":
             from DeepCache import DeepCacheSDHelper
 
