@@ -17,16 +17,15 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import cmlora_fast as cf
-import psutil
 import torch
 from cmlora_fast.ops.clora_reference import attention_masks, contrastive_loss, mask_fuse_
 from cmlora_fast.tracked import Tracked
 from torch import Tensor
 
+from .memory import peak_growth
 from .models import TEXT_WIDTH, adapter_names, call_inputs, load_adapters, sd_pipeline
 
 __all__ = ["CONTENDERS", "measure"]
@@ -228,12 +227,7 @@ def _peak_of_process(name: str, arguments: dict[str, Any]) -> int:
 
 def _own_peak(name: str, arguments: dict[str, Any]) -> int:
     call = _contender(name, arguments)
-    before = psutil.Process().memory_info().rss
-    # Linux: forget the high-water mark so far. (That of getrusage includes the parent's size.)
-    Path("/proc/self/clear_refs").write_text("5")
-    call()
-    status = Path("/proc/self/status").read_text()
-    return 1024 * int(status.partition("VmHWM:")[2].split()[0]) - before
+    return peak_growth(call, torch.device("cpu"))
 
 
 def main() -> None:

@@ -104,7 +104,7 @@ class Executor:
         shared = None
         if self._apart(inputs, cache) and (max_rows is None or max_rows >= rows.batch):
             shared = self._denoiser.shared(inputs, cache)
-        pieces = [self.run_span(plain, inputs, rows, span, cache, shared) for span in spans]
+        pieces = [self._run_span(plain, inputs, rows, span, cache, shared) for span in spans]
         return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
 
     def run_span(
@@ -114,10 +114,20 @@ class Executor:
         rows: StepRows,
         span: tuple[int, int],
         cache: FeatureCache | None,
-        shared: Shared | None = None,
     ) -> Tensor:
         """Predictions of the rows ``span`` (start, stop)."""
-        inputs = self._with_text(inputs)
+        return self._run_span(plain, self._with_text(inputs), rows, span, cache, None)
+
+    def _run_span(
+        self,
+        plain: Callable[..., Any],
+        inputs: UNetInputs,
+        rows: StepRows,
+        span: tuple[int, int],
+        cache: FeatureCache | None,
+        shared: Shared | None,
+    ) -> Tensor:
+        """``inputs`` has its text."""
         chunk = self._chunk(rows, *span, inputs)
         try:
             if self._apart(inputs, cache):
