@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
-
-import typer
+from typing import Annotated
 
 from .images import make_folder
 from .painting_options import (
@@ -25,37 +23,34 @@ from .painting_options import (
     Steps,
     Weights,
     check_size,
+    option,
 )
 
 __all__ = ["analyze"]
 
 
-def _option(help: str, *names: str, **limits: Any) -> Any:
-    return typer.Option(*names, help=help, **limits)
-
-
 def analyze(
     lora: Annotated[
         list[str],
-        _option("LoRA file and weight as path:weight, or an embedded model's id; repeatable."),
+        option("LoRA file and weight as path:weight, or an embedded model's id; repeatable."),
     ],
-    model: Annotated[str, _option("As in cmlora generate.")] = "embedded",
+    model: Annotated[str, option("As in cmlora generate.")] = "embedded",
     prompt: Annotated[
-        str | None, _option("Left out: the trigger words of embedded LoRAs.", "--prompt", "-p")
+        str | None, option("Left out: the trigger words of embedded LoRAs.", "--prompt", "-p")
     ] = None,
-    negative: Annotated[str | None, _option("What to avoid.")] = None,
+    negative: Annotated[str | None, option("What to avoid.")] = None,
     method: Annotated[
-        str, _option("One method, options in parentheses: 'cmlora(cache_interval=3)'.")
+        str, option("One method, options in parentheses: 'cmlora(cache_interval=3)'.")
     ] = "cmlora",
     parts: Annotated[
-        str, _option("Of frequency, similarity, timeline, difference and macs.")
+        str, option("Of frequency, similarity, timeline, difference and macs.")
     ] = "frequency,similarity,timeline,difference,macs",
-    seeds: Annotated[int, _option("Seeds that the frequencies are averaged over.", min=1)] = 3,
+    seeds: Annotated[int, option("Seeds that the frequencies are averaged over.", min=1)] = 3,
     seed: Seed = 0,
     beside: Annotated[
-        bool, _option("Save the frequency profile beside the first LoRA file, too.", "--beside")
+        bool, option("Save the frequency profile beside the first LoRA file, too.", "--beside")
     ] = False,
-    out: Annotated[Path, _option("Folder of the pictures and their data.")] = Path("out/analyze"),
+    out: Annotated[Path, option("Folder of the pictures and their data.")] = Path("out/analyze"),
     steps: Steps = None,
     guidance_scale: GuidanceScale = None,
     height: Pixels = None,

@@ -5,8 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any
 
-import typer
-
 from .images import make_folder
 from .painting_options import (
     AsJson,
@@ -25,48 +23,45 @@ from .painting_options import (
     Steps,
     Weights,
     check_size,
+    option,
     painting,
 )
 
 __all__ = ["evaluate"]
 
 
-def _option(help: str, *names: str, **limits: Any) -> Any:
-    return typer.Option(*names, help=help, **limits)
-
-
 def _scoring(help: str, *names: str, **limits: Any) -> Any:
-    return _option(help, *names, rich_help_panel="Scoring", **limits)
+    return option(help, *names, rich_help_panel="Scoring", **limits)
 
 
 def evaluate(
-    testbed: Annotated[str, _option("embedded, or a folder with ComposLoRA.")] = "embedded",
+    testbed: Annotated[str, option("embedded, or a folder with ComposLoRA.")] = "embedded",
     style: Annotated[
-        str, _option("Half of the testbed: anime or reality.", "--image-style")
+        str, option("Half of the testbed: anime or reality.", "--image-style")
     ] = "anime",
-    lora_path: Annotated[Path | None, _option("ComposLoRA: folder of {id}.safetensors.")] = None,
-    lora_info_path: Annotated[Path | None, _option("ComposLoRA: the info file.")] = None,
-    compose: Annotated[int, _option("LoRAs per image.", "--compose", "--compos-num", min=1)] = 2,
+    lora_path: Annotated[Path | None, option("ComposLoRA: folder of {id}.safetensors.")] = None,
+    lora_info_path: Annotated[Path | None, option("ComposLoRA: the info file.")] = None,
+    compose: Annotated[int, option("LoRAs per image.", "--compose", "--compos-num", min=1)] = 2,
     combinations: Annotated[
         str | None,
-        _option(
+        option(
             "all, a number, or a slice such as 8:16 of one fixed shuffled order. "
             "Left out: 4 of the embedded testbed, all of ComposLoRA."
         ),
     ] = None,
-    seeds: Annotated[int, _option("Seeds per combination and method.", min=1)] = 1,
+    seeds: Annotated[int, option("Seeds per combination and method.", min=1)] = 1,
     seed: Seed = 0,
     methods: Annotated[
         str,
-        _option(
+        option(
             "Separated by commas; options in parentheses: 'merge,cmlora(cache_interval=3)'. "
             "Also no_lora: the prompt alone."
         ),
     ] = "no_lora,merge,switch,composite,cmlora",
     intervals: Annotated[
-        str, _option("Cache intervals for every method, e.g. 1,2,3,nonuniform.", "--interval")
+        str, option("Cache intervals for every method, e.g. 1,2,3,nonuniform.", "--interval")
     ] = "",
-    out: Annotated[Path, _option("Folder of the run; an unfinished run there goes on.")] = Path(
+    out: Annotated[Path, option("Folder of the run; an unfinished run there goes on.")] = Path(
         "out/eval"
     ),
     model: Annotated[str | None, painting("Another checkpoint: directory, file or hub id.")] = None,

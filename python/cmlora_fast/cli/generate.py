@@ -5,39 +5,34 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any
 
-import typer
-
 from .errors import CliError
 from .images import make_folder
+from .painting_options import option
 
 __all__ = ["generate"]
 
 MULTIPLE = 8  # of height and width, in pixels
 
 
-def _option(help: str, *names: str, **limits: Any) -> Any:
-    return typer.Option(*names, help=help, **limits)
-
-
-Prompt = Annotated[str, _option("What to paint.", "--prompt", "-p")]
+Prompt = Annotated[str, option("What to paint.", "--prompt", "-p")]
 Model = Annotated[
-    str, _option("embedded, a diffusers directory, a .safetensors checkpoint or a hub id.")
+    str, option("embedded, a diffusers directory, a .safetensors checkpoint or a hub id.")
 ]
-Negative = Annotated[str, _option("What to avoid.")]
+Negative = Annotated[str, option("What to avoid.")]
 Loras = Annotated[
     list[str] | None,
-    _option(
+    option(
         "LoRA file and weight as path:weight (weight 1 if left out); repeatable. "
         "With the embedded model also its ids, such as character_1:0.8 or reality/style_2."
     ),
 ]
-MethodName = Annotated[str, _option("none (lossless), merge, switch, composite, cmlora or clora.")]
+MethodName = Annotated[str, option("none (lossless), merge, switch, composite, cmlora or clora.")]
 MethodOptions = Annotated[
-    list[str] | None, _option("A field of the method as key=value; repeatable.")
+    list[str] | None, option("A field of the method as key=value; repeatable.")
 ]
 Concepts = Annotated[
     list[str] | None,
-    _option(
+    option(
         "For clora: adapter=subject[:trigger], the adapter (its file's stem) that draws these "
         "words of the prompt, and the words that call it; repeatable.",
         "--concept",
@@ -45,7 +40,7 @@ Concepts = Annotated[
 ]
 Masks = Annotated[
     list[str] | None,
-    _option(
+    option(
         "For composite, cmlora and clora: adapter=picture, white where the adapter draws; "
         "repeatable.",
         "--mask",
@@ -53,29 +48,29 @@ Masks = Annotated[
 ]
 SaveMaps = Annotated[
     Path | None,
-    _option("For clora: a folder for attention maps and masks of every step, and a filmstrip."),
+    option("For clora: a folder for attention maps and masks of every step, and a filmstrip."),
 ]
-Steps = Annotated[int, _option("Denoising steps.", min=1)]
+Steps = Annotated[int, option("Denoising steps.", min=1)]
 Guidance = Annotated[
-    float | None, _option("Guidance, up to 1: none. Left out: 7.5; embedded model: 4.")
+    float | None, option("Guidance, up to 1: none. Left out: 7.5; embedded model: 4.")
 ]
-Seed = Annotated[int, _option("Of the first image; each next one adds 1.", min=0)]
-Pixels = Annotated[int | None, _option("Pixels; left out: the model's own.")]
+Seed = Annotated[int, option("Of the first image; each next one adds 1.", min=0)]
+Pixels = Annotated[int | None, option("Pixels; left out: the model's own.")]
 SchedulerName = Annotated[
     str | None,
-    _option(
+    option(
         "ddim, pndm, euler, euler-a, heun, dpm++, dpm++-karras, unipc or lcm; "
         "left out: the model's own."
     ),
 ]
-Count = Annotated[int, _option("Images, in one batch.", min=1)]
-Dtype = Annotated[str, _option("auto, float32, float16 or bfloat16.")]
-Device = Annotated[str, _option("auto, cpu, cuda or cuda:N.")]
-Weights = Annotated[str, _option("Of adapted layers: auto, fold or delta.")]
-Backend = Annotated[str, _option("Of the ops: auto, cpu, cuda, triton or torch.")]
-MaxRows = Annotated[int | None, _option("Most samples per UNet batch; bounds the memory.", min=1)]
-Out = Annotated[Path, _option("The PNG file; gets a number rather than overwrite another.")]
-AsJson = Annotated[bool, _option("Print one JSON document.", "--json")]
+Count = Annotated[int, option("Images, in one batch.", min=1)]
+Dtype = Annotated[str, option("auto, float32, float16 or bfloat16.")]
+Device = Annotated[str, option("auto, cpu, cuda or cuda:N.")]
+Weights = Annotated[str, option("Of adapted layers: auto, fold or delta.")]
+Backend = Annotated[str, option("Of the ops: auto, cpu, cuda, triton or torch.")]
+MaxRows = Annotated[int | None, option("Most samples per UNet batch; bounds the memory.", min=1)]
+Out = Annotated[Path, option("The PNG file; gets a number rather than overwrite another.")]
+AsJson = Annotated[bool, option("Print one JSON document.", "--json")]
 
 
 def generate(

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
-
-import typer
+from typing import Annotated
 
 from .images import make_folder
 from .painting_options import (
@@ -25,41 +23,38 @@ from .painting_options import (
     Steps,
     Weights,
     check_size,
+    option,
 )
 
 __all__ = ["grid"]
 
 
-def _option(help: str, *names: str, **limits: Any) -> Any:
-    return typer.Option(*names, help=help, **limits)
-
-
 def grid(
     lora: Annotated[
         list[str],
-        _option("LoRA file and weight as path:weight, or an embedded model's id; repeatable."),
+        option("LoRA file and weight as path:weight, or an embedded model's id; repeatable."),
     ],
-    model: Annotated[str, _option("As in cmlora generate.")] = "embedded",
+    model: Annotated[str, option("As in cmlora generate.")] = "embedded",
     prompt: Annotated[
-        str | None, _option("Left out: the trigger words of embedded LoRAs.", "--prompt", "-p")
+        str | None, option("Left out: the trigger words of embedded LoRAs.", "--prompt", "-p")
     ] = None,
-    negative: Annotated[str | None, _option("What to avoid.")] = None,
+    negative: Annotated[str | None, option("What to avoid.")] = None,
     sets: Annotated[
         list[str] | None,
-        _option("LoRAs used together, as name+name; repeatable. Left out: all.", "--set"),
+        option("LoRAs used together, as name+name; repeatable. Left out: all.", "--set"),
     ] = None,
-    weight: Annotated[str, _option("Factors on every LoRA's weight, e.g. 0.6,0.8,1.")] = "1",
-    methods: Annotated[str, _option("As in cmlora eval.")] = "merge,switch,composite,cmlora",
-    intervals: Annotated[str, _option("Cache intervals, as in cmlora eval.", "--interval")] = "",
-    seeds: Annotated[int, _option("Seeds, a row each.", min=1)] = 1,
+    weight: Annotated[str, option("Factors on every LoRA's weight, e.g. 0.6,0.8,1.")] = "1",
+    methods: Annotated[str, option("As in cmlora eval.")] = "merge,switch,composite,cmlora",
+    intervals: Annotated[str, option("Cache intervals, as in cmlora eval.", "--interval")] = "",
+    seeds: Annotated[int, option("Seeds, a row each.", min=1)] = 1,
     seed: Seed = 0,
     scorers: Annotated[
         str | None,
-        _option("Of embedded, clip and reward. Left out: embedded, for embedded LoRAs."),
+        option("Of embedded, clip and reward. Left out: embedded, for embedded LoRAs."),
     ] = None,
-    clip_model: Annotated[str, _option("Folder or hub id.")] = "openai/clip-vit-base-patch16",
-    reward_model: Annotated[str, _option("File or name.")] = "ImageReward-v1.0",
-    out: Annotated[Path, _option("Folder; an unfinished grid there goes on.")] = Path("out/grid"),
+    clip_model: Annotated[str, option("Folder or hub id.")] = "openai/clip-vit-base-patch16",
+    reward_model: Annotated[str, option("File or name.")] = "ImageReward-v1.0",
+    out: Annotated[Path, option("Folder; an unfinished grid there goes on.")] = Path("out/grid"),
     steps: Steps = None,
     guidance_scale: GuidanceScale = None,
     height: Pixels = None,

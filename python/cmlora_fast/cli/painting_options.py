@@ -1,4 +1,4 @@
-"""Options that ``eval``, ``grid`` and ``analyze`` share: how images are painted."""
+"""How options are written; those of ``eval``, ``grid`` and ``analyze`` on how images are painted."""
 
 from __future__ import annotations
 
@@ -25,14 +25,20 @@ __all__ = [
     "Steps",
     "Weights",
     "check_size",
+    "option",
     "painting",
 ]
 
 MULTIPLE = 8  # of height and width, in pixels
 
 
+def option(help: str, *names: str, **limits: Any) -> Any:
+    """An option with its help first; what typer takes besides goes through."""
+    return typer.Option(*names, help=help, **limits)
+
+
 def painting(help: str, *names: str, **limits: Any) -> Any:
-    return typer.Option(*names, help=help, rich_help_panel="Painting", **limits)
+    return option(help, *names, rich_help_panel="Painting", **limits)
 
 
 Steps = Annotated[int | None, painting("Denoising steps.", "--steps", "--denoise-steps", min=1)]
