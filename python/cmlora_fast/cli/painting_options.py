@@ -1,4 +1,4 @@
-"""How options are written; those of ``eval``, ``grid`` and ``analyze`` on how images are painted."""
+"""How options are written, and those on painting that ``eval``, ``grid`` and ``analyze`` share."""
 
 from __future__ import annotations
 
