@@ -6,9 +6,9 @@ import cmlora_fast as cf
 import pytest
 import torch
 from cmlora_fast import ops
-from cmlora_fast.accelerate import _engine_of
 from cmlora_fast.adapters import read_adapters, weights
 from cmlora_fast.adapters.weights import WeightStore
+from cmlora_fast.frontdoor import _engine_of
 
 from . import adapters
 from .helpers import call, relative

@@ -40,6 +40,22 @@ def test_version_agrees():
     assert cmlora_fast.__version__ == metadata.version("cmlora-fast")
 
 
+def test_every_public_name_is_there():
+    for name in cmlora_fast.__all__:
+        assert getattr(cmlora_fast, name).__name__.rpartition(".")[2] == name
+    assert set(cmlora_fast.__all__) <= set(dir(cmlora_fast))
+    with pytest.raises(AttributeError, match="'enabled'"):
+        cmlora_fast.enabled  # noqa: B018
+
+
+def test_help_does_not_wait_for_diffusers():
+    script = (
+        "import sys; from cmlora_fast.cli import app; assert 'diffusers' not in sys.modules;"
+        "import cmlora_fast as cf, cmlora_fast.frontdoor; assert callable(cf.accelerate)"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True)
+
+
 @pytest.mark.skipif(not shutil.which("ldd"), reason="needs ldd")
 def test_extension_links_no_torch():
     command = ["ldd", util.find_spec("cmlora_fast._C").origin]

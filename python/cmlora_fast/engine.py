@@ -25,11 +25,11 @@ from .clora_method import CLoRA
 from .contrast import Contrast
 from .methods import Switch
 from .prompts import RowPrompts, encode_rows
+from .records import Summary
 from .regions import subset_masks
 from .run import Run
 from .schedule import plan, plan_rows
 from .settings import Settings, memory_in_use, new_summary
-from .summary import Summary
 from .unet.cache import FeatureCache
 from .unet.executor import Executor, combine
 from .unet.inputs import UNetInputs, read_call

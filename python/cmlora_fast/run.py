@@ -12,10 +12,10 @@ from torch import Tensor
 
 from . import ops
 from .contrast import ContrastStep
+from .records import StepRecord, Summary
 from .regions import pixel_shares
 from .schedule import Plan
 from .stepplan import Choice, Walk
-from .summary import StepRecord, Summary
 from .unet.cache import FeatureCache
 from .unet.rows import StepRows
 

@@ -11,7 +11,7 @@ from .adapters.weights import WeightReport
 from .clora_method import CLoRA
 from .methods import Merge, Method
 from .ops.backends import backends
-from .summary import Summary
+from .records import Summary
 
 __all__ = ["Settings", "memory_in_use", "new_summary"]
 

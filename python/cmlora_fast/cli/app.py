@@ -87,7 +87,6 @@ app.command(epilog="Example: cmlora doctor --json")(doctor)
 lora.command(
     "inspect", epilog="Example: cmlora lora inspect character.safetensors --model path/to/model"
 )(inspect_lora)
-app.add_typer(bench, name="bench")
 app.add_typer(lora, name="lora")
 app.add_typer(bench, name="bench")
 

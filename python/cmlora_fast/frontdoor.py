@@ -12,8 +12,8 @@ from diffusers import UNet2DConditionModel
 from .engine import Engine
 from .methods import Method, resolve
 from .ops.backends import backends
+from .records import Summary
 from .settings import Settings
-from .summary import Summary
 
 __all__ = ["accelerate", "disable", "enable", "summary"]
 
