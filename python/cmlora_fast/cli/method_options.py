@@ -7,19 +7,14 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
+from cmlora_fast import methods
+from cmlora_fast.clora_method import Concept
+
 from .errors import CliError
 
 __all__ = ["METHODS", "make_method"]
 
-# Name -> class in cmlora_fast; "none" is the lossless mode.
-METHODS = {
-    "none": None,
-    "merge": "Merge",
-    "switch": "Switch",
-    "composite": "Composite",
-    "cmlora": "CMLoRA",
-    "clora": "CLoRA",
-}
+METHODS: dict[str, type | None] = {"none": None, **methods.METHODS}  # none: lossless
 _WORDS = {"none": None, "true": True, "false": False}
 _LISTS = ("low_frequency", "style_adapters")  # fields that take names separated by commas
 # Fields that no word on a command line can be.
@@ -44,15 +39,13 @@ def make_method(
         raise CliError(f"--method: expected one of {', '.join(METHODS)}; got {name!r}")
     if concepts and name != "clora":
         raise CliError(f"--concept: only --method clora has concepts; got --method {name}")
-    if METHODS[name] is None:
+    cls = METHODS[name]
+    if cls is None:
         if options:
             raise CliError(f"--method-option {options[0]}: --method none has no options")
         if masks:
             raise CliError(f"--mask {masks[0]}: --method none has no masks")
         return None
-    import cmlora_fast as cf
-
-    cls = getattr(cf, METHODS[name])
     fields = [field.name for field in dataclasses.fields(cls)]
     allowed = [name for name in fields if name not in _OBJECTS]
     values = {}
@@ -77,14 +70,12 @@ def make_method(
     return cls(**values)
 
 
-def _concept(text: str) -> Any:
-    import cmlora_fast as cf
-
+def _concept(text: str) -> Concept:
     adapter, equals, words = text.partition("=")
     subject, _, trigger = words.partition(":")
     if not equals or not adapter.strip() or not subject.strip():
         raise CliError(f"--concept: expected adapter=subject[:trigger]; got {text!r}")
-    return cf.Concept(adapter.strip(), subject.strip(), trigger.strip())
+    return Concept(adapter.strip(), subject.strip(), trigger.strip())
 
 
 def _mask(text: str) -> tuple[str, Any]:
