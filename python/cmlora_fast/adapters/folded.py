@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from ..ops.products import conv2d, linear
+from ..ops.products import conv2d, linear, linear_
 
 __all__ = ["FoldedLayer"]
 
@@ -18,6 +18,11 @@ class FoldedLayer:
     def __init__(self, base: nn.Module, weights: Sequence[Tensor]):
         self.base = base
         self.weights = tuple(weights)
+
+    @property
+    def apart(self) -> bool:
+        """Whether every subset has a weight of its own."""
+        return len({id(weight) for weight in self.weights}) == len(self.weights)
 
     def __call__(self, x: Tensor, rows) -> Tensor:
         """x: (rows, tokens, K), (rows, K) or (rows, C, H, W) -> the layer's output."""
@@ -47,15 +52,11 @@ class FoldedLayer:
         return conv2d(x, weight, base)
 
     def _linear_into(self, x: Tensor, segments: list[tuple[Tensor, int, int]]) -> Tensor:
-        """One GEMM per segment, each written straight into its slice of the output."""
+        """One product per segment, each written into its slice of the output."""
         x = x.contiguous()
         y = x.new_empty(*x.shape[:-1], self.base.out_features)
         for weight, start, stop in segments:
-            source, target = x[start:stop].flatten(0, -2), y[start:stop].flatten(0, -2)
-            if self.base.bias is None:
-                torch.mm(source, weight.t(), out=target)
-            else:
-                torch.addmm(self.base.bias, source, weight.t(), out=target)
+            linear_(y[start:stop], x[start:stop], weight, self.base.bias)
         return y
 
 

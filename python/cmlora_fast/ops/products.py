@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from .backends import pick
 
-__all__ = ["PackedConv", "conv2d", "fast_on_cpu", "linear"]
+__all__ = ["PackedConv", "conv2d", "fast_on_cpu", "linear", "linear_"]
 
 _ONEDNN = torch.backends.mkldnn.is_available() and all(
     hasattr(torch.ops.mkldnn, name) for name in ("_linear_pointwise", "_convolution_pointwise")
@@ -33,6 +33,16 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     if _ONEDNN and fast_on_cpu(x) and weight.dtype is x.dtype:
         return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
     return F.linear(x, weight, bias)
+
+
+def linear_(out: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
+    """``out = x weightᵀ + bias``; x [..., K], out [..., N], contiguous. No autograd."""
+    if _ONEDNN and fast_on_cpu(x) and weight.dtype is x.dtype:
+        out.copy_(linear(x, weight, bias))  # oneDNN's saves more than the copy takes
+    elif bias is None:
+        torch.mm(x.flatten(0, -2), weight.t(), out=out.flatten(0, -2))
+    else:
+        torch.addmm(bias, x.flatten(0, -2), weight.t(), out=out.flatten(0, -2))
 
 
 def conv2d(x: Tensor, weight: Tensor, layer: nn.Conv2d) -> Tensor:

@@ -61,7 +61,7 @@ class Executor:
         None, every subset reads those of the UNet call.
         """
         self._layers.attach(self.unet, adapters.layers)
-        self._state.weights = self.store.prepare(adapters, subsets, scale, weights)
+        self._state.use(self.store.prepare(adapters, subsets, scale, weights))
         self._subsets = subsets
         self._row_text = row_text
         self._denoiser = Denoiser.of(
@@ -80,7 +80,7 @@ class Executor:
         """Unhook every layer and drop all weights."""
         self.forget()
         self._layers.detach()
-        self._state.weights = {}
+        self._state.use({})
         self.store.clear()
 
     def opaque(self, inputs: UNetInputs) -> str | None:

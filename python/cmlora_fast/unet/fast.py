@@ -7,9 +7,11 @@ changes of layout between images and tokens. Images stay channels-last, so that 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import torch
 from diffusers.models.activations import GEGLU
+from diffusers.models.attention import FeedForward
 from diffusers.models.attention_processor import Attention, AttnProcessor2_0
 from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from torch import Tensor, nn
@@ -18,31 +20,38 @@ from .. import ops
 from ..ops.products import PackedConv, fast_on_cpu, linear
 from .tap import TapProcessor
 
+if TYPE_CHECKING:
+    from .layers import LayerState
+
 __all__ = ["fast_modules"]
 
 Forward = Callable[..., Any]
 
+# Bytes of one layer's output: memory of 32 MiB and more glibc takes from the system anew at every
+# call, and page faults then cost as much as the product that fills it.
+LARGEST = 16 << 20
 
-def fast_modules(unet: nn.Module) -> Iterator[tuple[nn.Module, Forward]]:
+
+def fast_modules(unet: nn.Module, state: LayerState) -> Iterator[tuple[nn.Module, Forward]]:
     """Modules of ``unet`` that have a faster forward, and that forward."""
     for name, module in unet.named_modules():
         make = _FORWARDS.get(type(module))
         # PEFT's factors run folded or in a slab; who replaced a forward wants it to be called.
         if make is not None and ".lora_" not in name and "forward" not in module.__dict__:
-            yield module, make(module)
+            yield module, make(module, state)
 
 
-def _linear(module: nn.Linear) -> Forward:
+def _linear(module: nn.Linear, state: LayerState) -> Forward:
     return lambda x: linear(x, module.weight, module.bias)
 
 
-def _conv(module: nn.Conv2d) -> Forward:
+def _conv(module: nn.Conv2d, state: LayerState) -> Forward:
     own = module.forward
     packed = PackedConv(module) if module.padding_mode == "zeros" else own
     return lambda x: packed(x) if fast_on_cpu(x) else own(x)
 
 
-def _geglu(module: GEGLU) -> Forward:
+def _geglu(module: GEGLU, state: LayerState) -> Forward:
     own = module.forward
 
     def forward(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
@@ -53,7 +62,39 @@ def _geglu(module: GEGLU) -> Forward:
     return forward
 
 
-def _attention(module: Attention) -> Forward:
+def _feed_forward(module: FeedForward, state: LayerState) -> Forward:
+    own = module.forward
+
+    def forward(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        rows, gate = state.rows, module.net[0]
+        if args or kwargs or x.dim() != 3 or type(gate) is not GEGLU or not fast_on_cpu(x):
+            return own(x, *args, **kwargs)
+        pieces = _pieces(*x.shape[:2], LARGEST // (gate.proj.out_features * x.element_size()))
+        if len(pieces) == 1:
+            return own(x)
+        out = torch.empty_like(x)
+        try:
+            for some, tokens in pieces:
+                state.rows = rows.part(some.start, some.stop)
+                out[some, tokens] = own(x[some, tokens])
+        finally:
+            state.rows = rows
+        return out
+
+    return forward
+
+
+def _pieces(rows: int, tokens: int, most: int) -> list[tuple[slice, slice]]:
+    """Rows and tokens of each piece: whole rows if one has at most ``most`` tokens."""
+    step, size = max(1, most // tokens), min(tokens, max(1, most))
+    return [
+        (slice(row, min(row + step, rows)), slice(token, token + size))
+        for row in range(0, rows, step)
+        for token in range(0, tokens, size)
+    ]
+
+
+def _attention(module: Attention, state: LayerState) -> Forward:
     own = module.forward
 
     def forward(
@@ -83,7 +124,7 @@ def _is_plain(module: Attention, x: Tensor) -> bool:
     )
 
 
-def _transformer(module: Transformer2DModel) -> Forward:
+def _transformer(module: Transformer2DModel, state: LayerState) -> Forward:
     own = module.forward
 
     def forward(
@@ -121,10 +162,11 @@ def _transformer(module: Transformer2DModel) -> Forward:
     return forward
 
 
-_FORWARDS: dict[type, Callable[[Any], Forward]] = {
+_FORWARDS: dict[type, Callable[[Any, Any], Forward]] = {
     nn.Linear: _linear,
     nn.Conv2d: _conv,
     GEGLU: _geglu,
+    FeedForward: _feed_forward,
     Attention: _attention,
     Transformer2DModel: _transformer,
 }

@@ -247,9 +247,21 @@ class _Flow:
         return (*self.above, *self.skips)[-1].shape[2:]
 
     def _attend(self, attention: nn.Module) -> None:
-        self.hidden = attention(
-            self.hidden,
-            encoder_hidden_states=self.rows.text,
+        rows, hidden = self.rows, self.hidden
+        apart = len(rows.segments) > 1 and not self.inputs.attention_kwargs
+        if not (apart and fast_on_cpu(hidden) and self.state.runs_apart(attention)):
+            self.hidden = self._attended(attention, hidden)
+            return
+        # Nothing is shared, and a few rows stay in the processor's caches.
+        self.hidden = torch.empty_like(hidden)
+        for start, stop, self.state.rows in rows.parts:
+            self.hidden[start:stop] = self._attended(attention, hidden[start:stop])
+        self.state.rows = rows
+
+    def _attended(self, attention: nn.Module, hidden: Tensor) -> Tensor:
+        return attention(
+            hidden,
+            encoder_hidden_states=self.state.rows.text,
             cross_attention_kwargs=self.inputs.attention_kwargs,
             return_dict=False,
         )[0]

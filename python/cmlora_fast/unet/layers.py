@@ -26,6 +26,7 @@ class LayerState:
     Args:
         rows: The rows of the batch that is running.
         weights: Layer name -> callable(x, rows).
+        hooked: Hooked layer -> its name; None for text keys and values that no adapter touches.
         all_rows: One row per subset and incoming sample; text keys and values are made for these.
         text: Module -> keys or values of ``all_rows``.
         constant_text: No gradient is wanted of the text, so it may be kept while one is recorded.
@@ -33,13 +34,34 @@ class LayerState:
 
     rows: Rows | None = None
     weights: Mapping[str, Callable[[Tensor, Rows], Tensor]] = field(default_factory=dict)
+    hooked: Mapping[nn.Module, str | None] = field(default_factory=dict)
     all_rows: Rows | None = None
     text: dict[nn.Module, Tensor] = field(default_factory=dict)
     constant_text: bool = False
+    _apart: dict[nn.Module, bool] = field(default_factory=dict)
 
     def keeps_text(self) -> bool:
         """Whether keys and values may be kept: not while a graph is recorded through them."""
         return self.all_rows is not None and (self.constant_text or not torch.is_grad_enabled())
+
+    def use(self, weights: Mapping[str, Callable[[Tensor, Rows], Tensor]]) -> None:
+        """Let the hooked layers run with these weights."""
+        self.weights = weights
+        self._apart.clear()
+
+    def runs_apart(self, module: nn.Module) -> bool:
+        """Whether no base layer in ``module`` runs twice when every subset runs by itself."""
+        if module not in self._apart:
+            self._apart[module] = self._is_apart(module)
+        return self._apart[module]
+
+    def _is_apart(self, module: nn.Module) -> bool:
+        if module in self.hooked:
+            name = self.hooked[module]
+            return name is None or getattr(self.weights.get(name), "apart", False)
+        if isinstance(module, nn.Linear | nn.Conv2d):
+            return False
+        return all(map(self._is_apart, module.children()))
 
     def drop_text(self) -> None:
         """Forget keys and values: the embeddings, the batch or the weights changed."""
@@ -63,11 +85,13 @@ class LayerHooks:
         if (unet.device, modules) == self._hooked:
             return
         self.detach()
-        for module, fast in list(fast_modules(unet)) if unet.device.type == "cpu" else ():
+        for module, fast in (
+            list(fast_modules(unet, self._state)) if unet.device.type == "cpu" else ()
+        ):
             self._patches.set(module, "forward", _in_a_run(module.forward, fast, self._state))
-        names = {layer.module: layer.name for layer in layers}
-        for module in modules:
-            hook = _hook(module, names.get(module), module in text, self._state)
+        self._state.hooked = dict.fromkeys(text) | {layer.module: layer.name for layer in layers}
+        for module, name in self._state.hooked.items():
+            hook = _hook(module, name, module in text, self._state)
             self._patches.set(module, "forward", hook)
         self._hooked = (unet.device, modules)
 

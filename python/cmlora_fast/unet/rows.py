@@ -36,6 +36,23 @@ class Rows:
         """One row per incoming sample, for layers that no adapter touches."""
         return cls(((0, 0, batch),), batch, text, slice(0, batch))
 
+    @cached_property
+    def parts(self) -> tuple[tuple[int, int, Rows], ...]:
+        """Every segment by itself: (start, stop, its rows)."""
+        return tuple((start, stop, self.part(start, stop)) for _, start, stop in self.segments)
+
+    def part(self, start: int, stop: int) -> Rows:
+        """The rows ``start`` to ``stop``."""
+        spans = [(s, max(a, start), min(b, stop)) for s, a, b in self.segments]
+        segments = tuple((s, a - start, b - start) for s, a, b in spans if a < b)
+        chosen = self.text_rows
+        if isinstance(chosen, slice):
+            chosen = slice(chosen.start + start, chosen.start + stop)
+        elif chosen is not None:
+            chosen = chosen[start:stop]
+        text = take_rows(self.text, slice(start, stop), self.count)
+        return Rows(segments, stop - start, text, chosen)
+
     @property
     def text_tokens(self) -> Tensor | None:
         """The tensor that layers see; IP-Adapter pairs it with image embeddings."""
