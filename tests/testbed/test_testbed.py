@@ -21,18 +21,6 @@ MAX_BYTES = 45_000_000  # the package data may not grow beyond this
 RECORD = json.loads((DATA / "acceptance.json").read_text())
 ACCURACY = json.loads((DATA / "accuracy.json").read_text())
 KEYS = tuple(BY_KEY)
-# Short of the criterion: they need longer training.
-WEAK = (
-    "anime/clothing_1",
-    "anime/background_2",
-    "reality/character_1",
-    "reality/character_2",
-    "reality/character_3",
-    "reality/clothing_1",
-    "reality/background_1",
-    "reality/background_2",
-    "reality/object_2",
-)
 
 
 @pytest.fixture(scope="module")
@@ -141,7 +129,7 @@ def test_the_loras_differ_in_rank_scale_and_targets(style):
     assert kinds == {"to_q", "conv1", "proj_in", "ff.net", "text_encoder"}
 
 
-@pytest.mark.parametrize("key", [k for k in KEYS if k not in WEAK][::3])  # the table has all
+@pytest.mark.parametrize("key", KEYS[::3])  # the table has all
 def test_the_scorer_finds_a_lora_and_not_its_absence(pipe, key):
     """Three seeds of the committed table, drawn again; the table itself covers 16."""
     id, style = _id_and_style(key)
@@ -162,10 +150,7 @@ def test_the_acceptance_table_is_complete_and_on_fresh_seeds():
 
 
 @pytest.mark.parametrize("key", KEYS)
-def test_the_recorded_acceptance_table_passes(key, request):
-    if key in WEAK:
-        reason = "needs longer training, see testbed/README.md"
-        request.applymarker(pytest.mark.xfail(reason=reason, strict=True))
+def test_the_recorded_acceptance_table_passes(key):
     assert passes(RECORD["found"][key])
 
 

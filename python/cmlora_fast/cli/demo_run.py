@@ -14,7 +14,7 @@ import torch
 import cmlora_fast as cf
 
 from .errors import CliError
-from .generate_run import EMBEDDED_GUIDANCE
+from .generate_run import GUIDANCE
 from .pipelines import EMBEDDED, load_pipeline
 from .progress import each_step, progress
 from .sheet import Tile, contact_sheet
@@ -57,7 +57,7 @@ class Scene:
     adapters: dict[str, str]
     prompt: str
     negative: str = ""
-    guidance_scale: float = EMBEDDED_GUIDANCE
+    guidance_scale: float = GUIDANCE
     concepts: tuple[cf.Concept, ...] = ()
 
 

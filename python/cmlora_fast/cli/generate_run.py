@@ -22,7 +22,7 @@ from .report import versions
 
 __all__ = ["run"]
 
-GUIDANCE, EMBEDDED_GUIDANCE = 7.5, 5.0  # diffusers' default; what the small model was tried with
+GUIDANCE = 7.5  # diffusers' default; the embedded model was tried with it, too
 
 
 def run(arguments: dict[str, Any], load: Callable[..., Any] = load_pipeline) -> dict[str, Any]:
@@ -34,7 +34,7 @@ def run(arguments: dict[str, Any], load: Callable[..., Any] = load_pipeline) -> 
     """
     embedded = arguments["model"] == EMBEDDED
     if arguments["guidance_scale"] is None:
-        arguments["guidance_scale"] = EMBEDDED_GUIDANCE if embedded else GUIDANCE
+        arguments["guidance_scale"] = GUIDANCE
     parts = (arguments[key] or () for key in ("method_option", "concept", "mask"))
     method = make_method(arguments["method"], *parts)
     specs = parse_specs(arguments["lora"] or (), embedded)

@@ -10,7 +10,7 @@ from cmlora_fast.eval.presets import Preset
 from cmlora_fast.testbed.load import DATA
 
 from .errors import CliError, one_line
-from .generate_run import EMBEDDED_GUIDANCE, GUIDANCE
+from .generate_run import GUIDANCE
 from .pipelines import EMBEDDED, load_pipeline, pick_device, set_scheduler
 
 __all__ = ["ENGINE", "load_generation", "plain_preset"]
@@ -21,8 +21,7 @@ STEPS = 20
 
 def plain_preset(model: str) -> Preset:
     """What is painted with where no testbed has settings of its own."""
-    guidance = EMBEDDED_GUIDANCE if model == EMBEDDED else GUIDANCE
-    return Preset(model, None, STEPS, guidance, None, None, scheduler=None, lora_scale=1.0)
+    return Preset(model, None, STEPS, GUIDANCE, None, None, scheduler=None, lora_scale=1.0)
 
 
 def load_generation(
