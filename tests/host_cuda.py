@@ -7,7 +7,7 @@ They run as they are; what stands in for CUDA is in tests/cuda_host. Ops look li
 import ctypes
 import shutil
 import subprocess
-from ctypes import c_bool, c_float, c_int, c_int64, c_void_p
+from ctypes import c_bool, c_double, c_float, c_int, c_int64, c_void_p
 from pathlib import Path
 
 import torch
@@ -78,6 +78,15 @@ class Combine(ctypes.Structure):
         *[(name, c_int64) for name in "GJBCHW"],
         *[("out_strides", c_int64 * 4), ("noise_strides", c_int64 * 5)],
         *[("guided", c_bool), ("guidance_scale", c_float), ("dtype", c_int)],
+    ]
+
+
+class Decide(ctypes.Structure):
+    _fields_ = [
+        *[(name, c_void_p) for name in ("early", "weights", "deep", "reading")],
+        *[("shares", c_void_p), ("places", c_void_p)],
+        *[(name, c_int64) for name in ("B", "J", "F", "batch")],
+        *[("threshold", c_double), ("latch", c_bool), ("nan_early", c_bool)],
     ]
 
 
@@ -169,6 +178,16 @@ class HostCuda:
             guidance_scale or 0.0, DTYPES[out.dtype],
         )  # fmt: skip
         self._run("combine", ctypes.byref(op))
+
+    def decide_(self, early, weights, deep, reading, shares, places, *rules):
+        read = None if reading is None else guarded(reading)
+        shares, places = guarded(shares), guarded(places)
+        op = Decide(
+            early.data_ptr(), weights.data_ptr(), deep.data_ptr(),
+            None if read is None else read.data_ptr(), shares.data_ptr(), places.data_ptr(),
+            len(early), len(weights), places.shape[1], weights.shape[1], *rules,
+        )  # fmt: skip
+        self._run("decide", ctypes.byref(op))
 
     def radial_amplitude(self, latents, cutoff=0.2, log=False):
         latents, (B, C, H, W) = guarded(latents), latents.shape

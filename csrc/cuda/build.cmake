@@ -22,6 +22,7 @@ enable_language(CUDA)
 target_sources(_C PRIVATE
   csrc/cuda/cache_refresh.cu
   csrc/cuda/combine.cu
+  csrc/cuda/decide.cu
   csrc/cuda/device.cu
   csrc/cuda/lora_delta.cu
   csrc/cuda/lora_fold.cu

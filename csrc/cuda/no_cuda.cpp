@@ -4,6 +4,7 @@
 #include "ops/cache_refresh.h"
 #include "ops/combine.h"
 #include "ops/cuda_status.h"
+#include "ops/decide.h"
 #include "ops/lora_delta.h"
 #include "ops/lora_fold.h"
 #include "ops/radial_amplitude.h"
@@ -19,6 +20,7 @@ std::string missing() { return "cmlora_fast was built without its CUDA kernels (
 
 void cache_refresh(const CacheRefresh&, const Stream&) { refuse(); }
 void combine(const Combine&, const Stream&) { refuse(); }
+void decide(const Decide&, const Stream&) { refuse(); }
 void lora_delta(const LoraDelta&, const Stream&) { refuse(); }
 void lora_fold(const LoraFold&, const Stream&) { refuse(); }
 void radial_amplitude(const RadialAmplitude&, float*, const Stream&) { refuse(); }

@@ -4,6 +4,7 @@
 
 #include "ops/cache_refresh.h"
 #include "ops/combine.h"
+#include "ops/decide.h"
 #include "ops/lora_delta.h"
 #include "ops/lora_fold.h"
 #include "ops/radial_amplitude.h"
@@ -42,6 +43,10 @@ const char* cache_refresh(const cmlora::CacheRefresh* op) {
 
 const char* combine(const cmlora::Combine* op) {
   return guarded([&] { cmlora::cuda::combine(*op, kStream); });
+}
+
+const char* decide(const cmlora::Decide* op) {
+  return guarded([&] { cmlora::cuda::decide(*op, kStream); });
 }
 
 const char* radial_amplitude(const cmlora::RadialAmplitude* op, float* scratch) {

@@ -6,6 +6,7 @@ from .backends import force
 from .cache_refresh import cache_refresh_
 from .combine import combine_
 from .contrastive_loss import contrastive_loss
+from .decide import decide_
 from .geglu import geglu
 from .lora_delta import lora_delta, lora_delta_
 from .lora_fold import lora_fold
@@ -19,6 +20,7 @@ __all__ = [
     "cache_refresh_",
     "combine_",
     "contrastive_loss",
+    "decide_",
     "force",
     "geglu",
     "lora_delta",

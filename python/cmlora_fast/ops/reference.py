@@ -137,6 +137,30 @@ def combine_(
     out.copy_(mixed)
 
 
+def decide_(
+    early: Tensor,
+    weights: Tensor,
+    deep: Tensor,
+    reading: Tensor | None,
+    shares: Tensor,
+    places: Tensor,
+    threshold: float,
+    latch: bool = True,
+    nan_early: bool = False,
+) -> None:
+    if reading is not None:
+        above = torch.where(reading.isnan(), nan_early, reading.double() >= threshold)
+        early.copy_(above & (early > 0) if latch else above)
+    stage, (B, batch) = early.long(), (early.numel(), weights.shape[1])
+    weights.copy_(shares[stage].T.repeat(1, batch // B))
+    subset = places[stage][:, :, None]  # [B, F, 1]
+    sample = torch.arange(batch, dtype=torch.int32, device=early.device).view(-1, B).T[:, None]
+    rows = subset * batch + sample  # [B, F, parts]
+    deep[0], deep[1] = rows.flatten(), subset.expand_as(rows).flatten()
+    deep[2] = 0
+    deep[2, : subset.numel()] = subset.flatten()
+
+
 def first_bin(height: int, width: int, cutoff: float) -> int:
     """First bin of the high band: ``max(1, floor(cutoff·R_max))``, or ``cutoff`` itself above 1."""
     if cutoff > 1:
