@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionOutput
 from torch import Tensor
 
@@ -23,15 +24,17 @@ from .checks import (
 )
 from .clora_method import CLoRA
 from .contrast import Contrast
+from .devicewalk import DeviceWalk, walks_on_device
 from .methods import Switch
 from .prompts import RowPrompts, encode_rows
 from .records import Summary
 from .regions import subset_masks
 from .run import Run
 from .schedule import plan, plan_rows
-from .settings import Settings, memory_in_use, new_summary
-from .unet.cache import FeatureCache
-from .unet.executor import Executor, combine
+from .settings import Settings, memory_in_use, new_summary, on_gpu
+from .stepplan import Plan
+from .unet.executor import Executor
+from .unet.graphs import why_not_recorded
 from .unet.inputs import UNetInputs, read_call
 from .unet.tap import AttentionTap
 from .unet.topology import find_cut
@@ -55,6 +58,14 @@ class Engine:
         self._contrast: Contrast | None = None
         self._tap = AttentionTap()
         self._correction: Tensor | None = None
+        self._walk: DeviceWalk | None = None  # kept: a plan need not be brought over twice
+        self._no_graphs = "nothing has run"
+
+    def settled(self) -> Summary:
+        """The summary, with what the device alone knew until now."""
+        if self._run is not None:
+            self._run.settle()
+        return self.summary
 
     def attach(self) -> None:
         """Hook the pipeline; raises before anything is changed (see ``check``)."""
@@ -110,6 +121,7 @@ class Engine:
         started = time.perf_counter()
         with ops.force(backend=_forced(self.settings.backend)):
             out = self._step(plain, inputs, args, kwargs, started)
+        self.summary.graphs = self._graphs_report()
         self.summary.peak_bytes = max(self.summary.peak_bytes, memory_in_use(inputs.sample.device))
         if self._run.expected == 0:  # outside a pipeline nothing tells when the call is over
             self._finish()
@@ -149,25 +161,52 @@ class Engine:
             return
         schedule = plan(method, self._adapters.names, T, guided=self._border.guided())
         check_band(schedule.measure, inputs.sample.shape[-2:])
-        self._executor.prepare(
-            self._adapters, schedule.subsets, inputs.scale, self.settings.weights
-        )
         reason = self._executor.opaque(inputs)
+        static = on_gpu(inputs.sample.device) and not torch.is_grad_enabled()
+        self._no_graphs = self._why_no_graphs(inputs, static, reason)
+        self._executor.prepare(
+            self._adapters,
+            schedule.subsets,
+            inputs.scale,
+            self.settings.weights,
+            static=static,
+            graphs=None if self._no_graphs else self.settings.backend,
+        )
         if not schedule.reuse and not self.settings.record:
             reason = "the method reuses nothing"
         cache = None
         if reason is None:  # recording wants the features even where nothing is reused
             position = (method.cache_layer_id, method.cache_block_id)
-            cache = FeatureCache(find_cut(self._border.unet, *position))
+            cache = self._executor.new_cache(find_cut(self._border.unet, *position))
         if reason is None and schedule.reuse:
             warn_of_caching(self._border.scheduler, expected)
         self.summary = self._summary(reason)
         self._run = Run(schedule, order, expected, self.summary, cache, self.settings.record)
+        if static:
+            self._run.lazy = True
+            if self.settings.max_rows is None and walks_on_device(schedule):
+                self._run.on_device = self._device_walk(schedule, inputs.sample.device)
         regions = getattr(method, "masks", None)
         if regions is not None:
             sample = inputs.sample
             size, device = sample.shape[-2:], sample.device
             self._run.masks_of_subsets = subset_masks(regions, schedule.subsets, size, device)
+
+    def _why_no_graphs(self, inputs: UNetInputs, static: bool, opaque: str | None) -> str:
+        if self.settings.graphs == "off":
+            return 'graphs="off"'
+        if opaque is not None:
+            return opaque
+        if not static:
+            return f"the UNet is on {inputs.sample.device}"
+        return why_not_recorded(self._border.unet, inputs, self.settings.max_rows) or ""
+
+    def _device_walk(self, schedule: Plan, device: torch.device) -> DeviceWalk:
+        walk = self._walk
+        if walk is None or (walk.plan, walk.device) != (schedule, device):
+            walk = self._walk = DeviceWalk(schedule, device)
+        walk.restart()
+        return walk
 
     def _begin_contrast(
         self, method: CLoRA, inputs: UNetInputs, T: int, expected: int, order: int
@@ -177,7 +216,7 @@ class Engine:
         prompts, styles, parts = self._prompts, method.style_adapters, self._border.parts()
         check_contrast(self._executor.opaque(inputs), inputs, parts, method, prompts)
         subsets = [(() if r.adapter is None else (r.adapter,)) + styles for r in prompts.rows]
-        schedule = plan_rows(subsets, T)
+        schedule, self._no_graphs = plan_rows(subsets, T), "CLoRA reads its losses at every update"
         adapters = self._adapters.scaled(dict.fromkeys(styles, method.style_weight))
         self._executor.prepare(
             adapters,
@@ -221,21 +260,24 @@ class Engine:
         run = self._run
         run.begin_batch(inputs.batch)
         decision = run.decide(inputs.batch, self._images(inputs.batch), inputs.sample.device)
-        run.note(decision, _number(inputs.timestep), started)
+        run.note(decision, inputs.timestep, started)
         if self._contrast is not None:
             return self._contrast_step(plain, inputs)
         if run.cache is None and run.plan.subsets == ((),):
             return plain(*args, **kwargs)  # no adapter, nothing reused: the plain pipeline
-        noise = self._executor.run(plain, inputs, decision.rows, self.settings.max_rows, run.cache)
+        noise = self._executor.step(
+            plain, inputs, decision.rows, decision.weights, self.settings.max_rows, run.cache
+        )
         if run.record and run.cache is not None:
             run.keep_features(decision)
-        return combine(noise, decision.weights)
+        return noise
 
     def _finish(self) -> None:
         """Free what a run holds; its summary stays."""
         self._run.collect()
         self._run.cache = None
         if self._run.expected == 0:
+            self._run.settle()
             self._run = None
         self._end_contrast()
         self._executor.forget()
@@ -249,6 +291,7 @@ class Engine:
         self._end_contrast()
         if self._run is not None:
             self._run.collect()
+            self._run.settle()
             self._run = None
         if self._executor is not None:
             self._executor.forget()
@@ -268,6 +311,10 @@ class Engine:
         device, report = self._border.unet.device, self._executor.store.report
         return new_summary(self.settings, self._adapters.names, report, no_cache, device)
 
+    def _graphs_report(self) -> dict[str, Any]:
+        graphs = self._executor.graphs
+        return {"used": False, "reason": self._no_graphs} if graphs is None else graphs.report()
+
     def _images(self, batch: int) -> int:
         """Images behind ``batch`` samples, which come as [unconditional images; conditional]."""
         known = self._run.images  # from the scheduler's answer, once there is one
@@ -286,7 +333,3 @@ class Engine:
 
 def _forced(backend: str) -> str | None:
     return None if backend == "auto" else backend
-
-
-def _number(timestep: Tensor | float | int) -> float:
-    return float(timestep.flatten()[0]) if isinstance(timestep, Tensor) else float(timestep)

@@ -18,6 +18,7 @@ from .settings import Settings
 __all__ = ["accelerate", "disable", "enable", "summary"]
 
 WEIGHT_MODES = ("auto", "fold", "delta")
+GRAPH_MODES = ("auto", "off")
 BACKENDS = ("auto", "cpu", "cuda", "triton", "torch")
 
 # Beside the pipelines, not in them: ``disable`` leaves a pipeline exactly as it was, and its last
@@ -34,6 +35,7 @@ def enable(
     weights: str = "auto",
     max_rows: int | None = None,
     record: bool = False,
+    graphs: str = "auto",
 ) -> Any:
     """Accelerate a diffusers pipeline in place; its calls stay as they are.
 
@@ -47,6 +49,8 @@ def enable(
         max_rows: Most samples per UNet batch; a step with more runs in chunks.
         record: Keep recorded tensors in the summary (``features``, ``profiles``; CLoRA: ``maps``,
             ``masks``).
+        graphs: On a GPU, record steps as CUDA graphs and replay them, where nothing is in the way
+            ("auto"; the summary tells), or never ("off").
 
     Returns:
         ``pipe``.
@@ -56,7 +60,7 @@ def enable(
         ValueError: A bad argument, or an active adapter that is not plain, finite LoRA.
         RuntimeError: The backend is not available here; the reason is that of ``backends()``.
     """
-    settings = _settings(pipe, method, backend, weights, max_rows, record)
+    settings = _settings(pipe, method, backend, weights, max_rows, record, graphs)
     _apply(pipe, settings)
     return pipe
 
@@ -66,7 +70,7 @@ def disable(pipe: Any) -> Any:
     engine = _engine_of(pipe)
     if engine is not None:
         del _engines[pipe]
-        _summaries[pipe] = engine.summary
+        _summaries[pipe] = engine.settled()
         engine.detach()
     return pipe
 
@@ -91,7 +95,7 @@ def accelerate(pipe: Any, method: str | Method | None = None, **options: Any) ->
 def summary(pipe: Any) -> Summary:
     """What the pipeline's last call ran; empty before any, kept after ``disable``."""
     engine = _engine_of(pipe)
-    return _summaries.get(pipe, Summary()) if engine is None else engine.summary
+    return _summaries.get(pipe, Summary()) if engine is None else engine.settled()
 
 
 def _engine_of(pipe: Any) -> Engine | None:
@@ -102,7 +106,7 @@ def _engine_of(pipe: Any) -> Engine | None:
 def _apply(pipe: Any, settings: Settings) -> None:
     engine = _engine_of(pipe)
     if engine is None:
-        engine = Engine(pipe, settings, summary(pipe))
+        engine = Engine(pipe, settings, _summaries.get(pipe, Summary()))
         engine.attach()
         _engines[pipe] = weakref.ref(engine)
     else:
@@ -117,6 +121,7 @@ def _settings(
     weights: str,
     max_rows: int | None,
     record: bool,
+    graphs: str,
 ) -> Settings:
     unet = getattr(pipe, "unet", None)
     if not isinstance(unet, UNet2DConditionModel):
@@ -133,8 +138,10 @@ def _settings(
         raise ValueError(f"max_rows: expected None or an int >= 1; got {max_rows!r}")
     if not isinstance(record, bool):
         raise ValueError(f"record: expected True or False; got {record!r}")
+    if graphs not in GRAPH_MODES:
+        raise ValueError(f"graphs: expected one of {GRAPH_MODES}; got {graphs!r}")
     _check_backend(backend)
-    return Settings(resolve(method), backend, weights, max_rows, record)
+    return Settings(resolve(method), backend, weights, max_rows, record, graphs)
 
 
 def _check_backend(backend: str) -> None:

@@ -64,6 +64,8 @@ class Summary:
         backend: What the ops ran on.
         weights: {"mode", "reason", "bytes"} of the adapted layers' weights.
         cache: {"used", "reason"}: whether features were cached.
+        graphs: {"used", "reason"}: whether steps were recorded and replayed; if so, how many were
+            "recorded" and "replayed", the "seconds" that recording took and the "bytes" it holds.
         peak_bytes: Largest memory seen at a step: of the device, or of the process on a CPU.
         seconds: From the call's start to its last step.
         steps: One record per UNet call.
@@ -79,6 +81,7 @@ class Summary:
     backend: str = ""
     weights: dict[str, Any] = field(default_factory=dict)
     cache: dict[str, Any] = field(default_factory=dict)
+    graphs: dict[str, Any] = field(default_factory=dict)
     peak_bytes: int = 0
     seconds: float = 0.0
     steps: list[StepRecord] = field(default_factory=list)
@@ -113,6 +116,7 @@ class Summary:
             f"rows: {rows[0]} full, {rows[1]} shallow"
             f" · weights: {weights.get('mode')} ({weights.get('reason')})"
             f" · cache: {cache.get('reason')}"
+            f" · graphs: {_graphs(self.graphs)}"
             f" · backend: {self.backend} · {self.seconds:.2f} s"
             f" · peak {self.peak_bytes / 2**20:.0f} MiB",
             soft_wrap=True,
@@ -133,6 +137,13 @@ class Summary:
             row = (s.index, f"{s.timestep:g}", f"{s.milliseconds:.1f}", s.dominant or "", stage)
             table.add_row(*map(str, (*row, refreshed, s.full_rows, s.shallow_rows)))
         return table
+
+
+def _graphs(report: dict[str, Any]) -> str:
+    if not report.get("used"):
+        return f"none ({report.get('reason')})"
+    made, again = report["recorded"], report["replayed"]
+    return f"{made} recorded in {report['seconds']:.2f} s, {again} replayed"
 
 
 def _plain(value: Any) -> Any:

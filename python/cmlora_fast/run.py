@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -12,31 +13,16 @@ from torch import Tensor
 
 from . import ops
 from .contrast import ContrastStep
+from .decision import BASE, Decision, image_record, label, summed
+from .devicewalk import DeviceWalk
 from .records import StepRecord, Summary
 from .regions import pixel_shares
 from .schedule import Plan
 from .stepplan import Choice, Walk
 from .unet.cache import FeatureCache
-from .unet.rows import StepRows
+from .unet.rows import DeepTable, StepRows
 
-__all__ = ["Decision", "Run"]
-
-BASE = "__base__"  # PEFT's name for a row without adapters
-
-
-@dataclass(frozen=True)
-class Decision:
-    """What one UNet call does: its rows, and the weights of their predictions.
-
-    ``weights`` (groups, batch), or with masks (groups, batch, H, W).
-    """
-
-    rows: StepRows
-    weights: Tensor | None  # None: one row per sample, taken as it is
-    mean_weights: list[list[float]] | None  # with masks: over the pixels, per sample
-    choices: tuple[Choice, ...]
-    early: tuple[bool | None, ...]
-    images: int
+__all__ = ["Run"]
 
 
 @dataclass
@@ -48,6 +34,8 @@ class Run:
         order: Evaluations per step of the scheduler.
         summary: Filled as the run goes.
         cache: Cached features, None if the run keeps none.
+        on_device: Decides where the host shall not wait for the device.
+        lazy: What the device knows is written into the summary by ``settle``, not at each step.
         calls: UNet calls that the scheduler has answered.
     """
 
@@ -58,22 +46,28 @@ class Run:
     cache: FeatureCache | None
     record: bool = False
     masks_of_subsets: Tensor | None = None
+    on_device: DeviceWalk | None = None
+    lazy: bool = False
     calls: int = 0
     images: int = 0
     started: float = field(default_factory=time.perf_counter)
     batch: int = 0
     walks: list[Walk] = field(default_factory=list)
     readings: list[float] | None = None
+    reading: Tensor | None = None
     profiles: list[Tensor] = field(default_factory=list)
     maps: list[Tensor] = field(default_factory=list)
     masks: list[Tensor] = field(default_factory=list)
     features: list[dict[str, Tensor]] = field(default_factory=list)
-    _weights: dict[tuple, tuple] = field(default_factory=dict)
-    _decided: tuple[int, tuple] | None = None
+    _weights: dict[tuple, Tensor] = field(default_factory=dict)
+    _chosen: tuple[int, tuple] | None = None
+    _decided: tuple[Tensor, DeepTable | None] | None = None
+    _pending: list[Callable[[], None]] = field(default_factory=list)
     _call_started: float = 0.0
 
     def __post_init__(self) -> None:
         self.walks = self.walks or [Walk(self.plan)]
+        self.cached = self.cache is not None
 
     @property
     def finished(self) -> bool:
@@ -89,14 +83,14 @@ class Run:
         if batch != self.batch:
             self.batch = batch
             if self.cache is not None:
-                self.cache = FeatureCache(self.cache.cut)
+                self.cache = self.cache.empty()
 
     def decide(self, batch: int, images: int, device: torch.device) -> Decision:
         """Rows and weights of the next UNet call for ``batch`` samples of ``images`` images."""
-        chosen = self._choose()
-        if len(chosen) != images:
-            chosen = chosen[:1] * images
-        choices, early = zip(*chosen, strict=True)
+        if self.on_device is not None:
+            return self._decide_on_device(batch, images)
+        chosen = self._choose(self.calls, images)
+        choices = [choice for choice, _ in chosen]
         groups = self.plan.steps[self.step].groups
         deep = []
         for position in range(len(groups)):
@@ -107,71 +101,120 @@ class Run:
                     deep.append(row)
         shares = tuple(choices[sample % images].weights for sample in range(batch))
         rows = StepRows(groups, batch, tuple(deep))
-        weights, means = self._weigh(shares, groups, device)
-        return Decision(rows, weights, means, choices, early, images)
+        return Decision(rows, self._weigh(shares, groups, device), images, chosen)
 
-    def _choose(self) -> tuple[tuple[Choice, bool | None], ...]:
-        """Choices of this step per image; the evaluations of one step share them."""
-        if self._decided is None or self._decided[0] != self.calls // self.order:
-            step = self.step
+    def _decide_on_device(self, batch: int, images: int) -> Decision:
+        walk, groups = self.on_device, self.plan.steps[self.step].groups
+        # The evaluations of one step share its choice.
+        if self.calls % self.order == 0 or self._decided[0].shape[1] != batch:
+            self._decided = walk.choose(self.step, batch, images, self.reading)
+        (weights, deep), count = self._decided, len(groups) * batch
+        if self.cache is None or len(self.cache.filled) < count:
+            deep = tuple(range(count))
+        elif self.calls % self.order:
+            deep = ()
+        elif deep is None:
+            deep = tuple(range(count)) if walk.refreshed(self.step) else ()
+        if self.masks_of_subsets is not None:
+            weights = pixel_shares(weights, self.masks_of_subsets)
+        rows = StepRows(groups, batch, deep)
+        return Decision(rows, weights if len(groups) > 1 else None, images, None)
+
+    def _choose(self, call: int, images: int) -> tuple[tuple[Choice, bool | None], ...]:
+        """Choices of a call's step per image; the evaluations of one step share them."""
+        turn = call // self.order
+        if self._chosen is None or self._chosen[0] != turn:
+            step = min(turn, len(self.plan.steps) - 1)
             readings = self.readings or [None] * len(self.walks)
             chosen = tuple(
                 walk.choose(step, reading)
                 for walk, reading in zip(self.walks, readings, strict=True)
             )
-            self._decided = (self.calls // self.order, chosen)
-        elif self.calls % self.order and self.cache is not None:
+            self._chosen = (turn, chosen)
+        elif call % self.order and self.cached:
             # The first evaluation of this step has refreshed already.
-            return tuple((_without_refresh(choice), early) for choice, early in self._decided[1])
-        return self._decided[1]
+            chosen = tuple((_without_refresh(choice), early) for choice, early in self._chosen[1])
+            return chosen if len(chosen) == images else chosen[:1] * images
+        chosen = self._chosen[1]
+        return chosen if len(chosen) == images else chosen[:1] * images
 
-    def _weigh(
-        self, shares: tuple, groups: tuple[int, ...], device: torch.device
-    ) -> tuple[Tensor | None, list[list[float]] | None]:
-        """``Decision.weights`` and ``mean_weights`` for the shares of every sample."""
+    def _weigh(self, shares: tuple, groups: tuple[int, ...], device: torch.device) -> Tensor | None:
+        """``Decision.weights`` for the shares of every sample."""
         if all(len(share) == 1 and share[0] == 1.0 for share in shares):
-            return None, None
+            return None
         key = shares, groups
         if key not in self._weights:
             weights = torch.tensor(shares, dtype=torch.float32, device=device).t().contiguous()
-            means = None
             if self.masks_of_subsets is not None:
                 weights = pixel_shares(weights, self.masks_of_subsets[list(groups)])
-                means = weights.mean((2, 3)).t().tolist()
-            self._weights[key] = weights, means
+            self._weights[key] = weights
         return self._weights[key]
 
-    def note(self, decision: Decision, timestep: float, started: float) -> None:
+    def note(self, decision: Decision, timestep: Tensor | float, started: float) -> None:
         """Add this call to the summary."""
         rows = decision.rows
-        names = [_label(self.plan.subsets[group]) for group in rows.groups]
-        images = [_image_record(self, decision, image, names) for image in range(decision.images)]
         record = StepRecord(
             index=len(self.summary.steps),
-            timestep=timestep,
+            timestep=math.nan,
             full_rows=len(rows.deep),
             shallow_rows=rows.count - len(rows.deep),
-            per_image=images if len(images) > 1 else [],
-            **images[0],
         )
         self.summary.steps.append(record)
         self._call_started = started
+        means = None
+        if decision.weights is not None and decision.weights.dim() == 4:
+            means = decision.weights.mean((2, 3))
+        if isinstance(timestep, Tensor):
+            timestep = timestep.detach().flatten()[:1].clone()  # some pipelines write it again
+        call = self.calls
+        self._when_known(lambda: self._fill(record, decision, call, timestep, means))
+
+    def _fill(
+        self,
+        record: StepRecord,
+        decision: Decision,
+        call: int,
+        timestep: Tensor | float,
+        means: Tensor | None,
+    ) -> None:
+        """Complete the record of a call. ``means`` (groups, batch): weights over the pixels."""
+        record.timestep = float(timestep)
+        chosen = decision.chosen or self._choose(call, decision.images)
+        shares = [choice.weights for choice, _ in chosen] if means is None else means.t().tolist()
+        images = [
+            image_record(self.plan, decision, image, chosen[image], shares[image])
+            for image in range(decision.images)
+        ]
+        record.per_image = images if len(images) > 1 else []
+        for name, value in images[0].items():
+            setattr(record, name, value)
+
+    def _when_known(self, write: Callable[[], None]) -> None:
+        if self.lazy:
+            self._pending.append(write)
+        else:
+            write()
+
+    def settle(self) -> None:
+        """Complete the summary with what is known on the device; waits for it."""
+        while self._pending:
+            self._pending.pop(0)()
 
     def note_contrast(self, step: ContrastStep, adapters: Sequence[str | None]) -> None:
         """Add what a step of CLoRA found to its record."""
         names = [name or BASE for name in adapters]
         record = self.summary.steps[-1]
         record.loss = step.losses[0] if step.losses else ()
-        record.weights = _summed(names, step.shares[0])
+        record.weights = summed(names, step.shares[0])
         areas = step.masks.mean((2, 3)).t().tolist()
-        record.mask_area = _summed(names, areas[0])
+        record.mask_area = summed(names, areas[0])
         losses = step.losses or [()] * len(areas)
         for image, shares, area, loss in zip(
             record.per_image, step.shares, areas, losses, strict=False
         ):
             image |= {
-                "weights": _summed(names, shares),
-                "mask_area": _summed(names, area),
+                "weights": summed(names, shares),
+                "mask_area": summed(names, area),
                 "loss": loss,
             }
         if self.record:
@@ -187,20 +230,28 @@ class Run:
             mean, profile = ops.radial_amplitude(
                 latents.detach(), cutoff, measure is not None and measure.log
             )
-            readings = mean.tolist()
-            if self.summary.steps:
-                self.summary.steps[-1].amplitude = readings[0]
+            self.reading = mean
+            record = self.summary.steps[-1] if self.summary.steps else None
+            self._when_known(lambda: self._read(record, mean))
             if self.record:
                 self.profiles.append(profile[0].cpu())
-            if measure is not None:
-                self._take_readings(readings)
+            if measure is not None and self.on_device is None:
+                self.settle()  # the host decides
         if self.summary.steps:
             now = time.perf_counter()
             self.summary.steps[-1].milliseconds = 1e3 * (now - self._call_started)
             self.summary.seconds = now - self.started
         self.calls += 1
 
-    def _take_readings(self, readings: list[float]) -> None:
+    def _read(self, record: StepRecord | None, mean: Tensor) -> None:
+        """Keep the reading of a step, for its record and for the host's walks."""
+        readings = mean.tolist()
+        if record is not None:
+            record.amplitude = readings[0]
+        if self.plan.measure is not None:
+            self._take_readings(record, readings)
+
+    def _take_readings(self, record: StepRecord | None, readings: list[float]) -> None:
         measure = self.plan.measure
         if measure.first_image_only:
             readings = readings[:1]
@@ -214,7 +265,7 @@ class Run:
             self.walks.append(self.walks[0].fork())
         self.walks = self.walks[: len(readings)]
         self.readings = readings
-        for image, reading in zip(self.summary.steps[-1].per_image, readings, strict=False):
+        for image, reading in zip(record.per_image if record else (), readings, strict=False):
             image["amplitude"] = reading
 
     def keep_features(self, decision: Decision) -> None:
@@ -222,7 +273,7 @@ class Run:
         batch, kept = decision.rows.batch, {}
         for position, group in enumerate(decision.rows.groups):
             rows = self.cache.features[position * batch : (position + 1) * batch]
-            kept[_label(self.plan.subsets[group])] = rows.detach().cpu().clone()
+            kept[label(self.plan.subsets[group])] = rows.detach().cpu().clone()
         self.features.append(kept)
 
     def collect(self) -> None:
@@ -242,41 +293,3 @@ class Run:
 
 def _without_refresh(choice: Choice) -> Choice:
     return Choice(choice.dominant, (False,) * len(choice.refresh), choice.weights)
-
-
-def _summed(names: Sequence[str], values: Sequence[float]) -> dict[str, float]:
-    """Name -> sum of its values: an adapter may have several rows."""
-    totals = dict.fromkeys(names, 0.0)
-    for name, value in zip(names, values, strict=True):
-        totals[name] += value
-    return totals
-
-
-def _label(subset: tuple[str, ...]) -> str:
-    return "+".join(subset) if subset else BASE
-
-
-def _image_record(run: Run, decision: Decision, image: int, names: list[str]) -> dict:
-    choice, rows = decision.choices[image], decision.rows
-    shares = choice.weights if decision.mean_weights is None else decision.mean_weights[image]
-    refreshed = {
-        row // rows.batch for row in rows.deep if row % rows.batch % decision.images == image
-    }
-    subsets = [run.plan.subsets[group] for group in rows.groups]
-    return {
-        "dominant": choice.dominant,
-        "early": decision.early[image],
-        "refreshed": tuple(dict.fromkeys(n for p in sorted(refreshed) for n in subsets[p])),
-        "weights": _named_weights(subsets, names, shares),
-    }
-
-
-def _named_weights(
-    subsets: list[tuple[str, ...]], names: list[str], shares: tuple[float, ...]
-) -> dict[str, float]:
-    """Adapter -> share; the adapters of a merged row share its weight evenly."""
-    weights = {}
-    for subset, name, share in zip(subsets, names, shares, strict=True):
-        for member in subset or (name,):
-            weights[member] = share / max(1, len(subset))
-    return weights

@@ -13,7 +13,7 @@ from .methods import Merge, Method
 from .ops.backends import backends
 from .records import Summary
 
-__all__ = ["Settings", "memory_in_use", "new_summary"]
+__all__ = ["Settings", "memory_in_use", "new_summary", "on_gpu"]
 
 
 @dataclass(frozen=True)
@@ -25,6 +25,7 @@ class Settings:
     weights: str = "auto"
     max_rows: int | None = None
     record: bool = False
+    graphs: str = "auto"
 
     @property
     def planned(self) -> Method | CLoRA:
@@ -47,6 +48,11 @@ def new_summary(
         weights=asdict(weights),
         cache={"used": no_cache is None, "reason": no_cache or "as the method schedules"},
     )
+
+
+def on_gpu(device: torch.device) -> bool:
+    """Whether work is queued there and the host had better not wait for it."""
+    return device.type == "cuda"
 
 
 def memory_in_use(device: torch.device) -> int:

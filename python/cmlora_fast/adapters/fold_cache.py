@@ -12,7 +12,7 @@ from .. import ops
 from .peft import AdaptedLayer, fingerprint
 from .slab import pack
 
-__all__ = ["FoldCache", "FoldSlot"]
+__all__ = ["FoldCache", "FoldSlot", "fold_key"]
 
 # Name of a layer, and those adapters of a subset that touch it, in order.
 FoldSlot = tuple[str, tuple[str, ...]]
@@ -52,7 +52,7 @@ class FoldCache:
     def weight(self, layer: AdaptedLayer, members: tuple[str, ...], scale: float) -> Tensor:
         """The layer's weight with these adapters folded in, each ``scale`` times as strong."""
         slot: FoldSlot = (layer.name, members)
-        key, tensors = _key(layer, members, scale)
+        key, tensors = fold_key(layer, members, scale)
         fold = self._folds.pop(slot, None)
         if fold is None or fold.key != key:
             fold = _Fold(key, tensors, _fold(layer, members, scale))
@@ -68,9 +68,10 @@ def _size(tensor: Tensor) -> int:
     return tensor.numel() * tensor.element_size()
 
 
-def _key(
+def fold_key(
     layer: AdaptedLayer, members: tuple[str, ...], scale: float
 ) -> tuple[tuple, tuple[Tensor, ...]]:
+    """What a fold was made of, and the tensors that have to live while the key is compared."""
     adapters = [layer.adapters[name] for name in members]
     tensors = (layer.base.weight, *(t for adapter in adapters for t in (adapter.a, adapter.b)))
     contents = tuple((adapter.scaling, adapter.contents) for adapter in adapters)

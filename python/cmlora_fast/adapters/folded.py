@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ..ops.products import conv2d, linear, linear_
 
-__all__ = ["FoldedLayer"]
+__all__ = ["FoldedLayer", "writes_in_place"]
 
 
 class FoldedLayer:
@@ -31,7 +31,7 @@ class FoldedLayer:
         segments = self._merged(rows.segments)
         if len(segments) == 1:
             return self._run(x, segments[0][0])
-        if isinstance(self.base, nn.Linear) and _writes_in_place(x, self.weights[0]):
+        if isinstance(self.base, nn.Linear) and writes_in_place(x, self.weights[0]):
             return self._linear_into(x, segments)
         return torch.cat([self._run(x[start:stop], w) for w, start, stop in segments])
 
@@ -60,7 +60,7 @@ class FoldedLayer:
         return y
 
 
-def _writes_in_place(x: Tensor, weight: Tensor) -> bool:
+def writes_in_place(x: Tensor, weight: Tensor) -> bool:
     """Writing into a slice passes autograd and autocast by."""
     return x.dtype == weight.dtype and not (
         torch.is_grad_enabled() or torch.is_autocast_enabled(x.device.type)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .. import ops
@@ -14,49 +15,100 @@ from .slab import pack
 
 __all__ = ["DeltaLayer"]
 
+Tables = tuple[Tensor, Tensor, Tensor]
+
 
 class DeltaLayer:
-    """Runs the base layer once for all rows, then adds each row's adapters."""
+    """Runs the base layer once for all rows, then adds each row's adapters.
 
-    def __init__(self, layer: AdaptedLayer, subsets: Sequence[tuple[str, ...]], scale: float):
+    ``static``: on memory that stays, and without asking the host which rows carry which subset.
+    """
+
+    def __init__(
+        self,
+        layer: AdaptedLayer,
+        subsets: Sequence[tuple[str, ...]],
+        scale: float,
+        static: bool = False,
+    ):
         self.layer = layer
         self.subsets = tuple(subsets)
         self.scale = scale
         self._convolves = isinstance(layer.base, nn.Conv2d)
-        self._slab = None if self._convolves else pack(layer, subsets, scale)
-        self.bytes = 0
+        self._static = static
+        beside = self._convolves and not static  # PEFT's own convolutions run
+        self._slab = None if beside else pack(layer, subsets, scale, spare=static)
+        self.bytes = 0 if beside else self._slab.bytes
         if not self._convolves:
             self._packed = PackedAdapters(self._slab.a, self._slab.b, self._slab.slots)
-            self.bytes = self._slab.bytes + self._packed.bytes
-        self._tables: dict[tuple, tuple[Tensor, Tensor, Tensor]] = {}
+            self.bytes += self._packed.bytes
+        self._tables: dict[tuple, Tables] = {}
+        self._rank_scales: dict[tuple, Tensor] = {}
+
+    @property
+    def memory(self) -> tuple[Tensor, ...]:
+        """What a replayed step reads, but for tables that it made itself."""
+        return (self._slab.a, self._slab.b)
 
     def __call__(self, x: Tensor, rows) -> Tensor:
         """x: (rows, tokens, K), (rows, K) or (rows, C, H, W) -> the layer's output."""
         if x.shape[0] == 1 and rows.count > 1:
             x = x.expand(rows.count, *x.shape[1:])
+        if not self._convolves:
+            return self._linear(x, rows)
         y = self.layer.base(x)
-        if self._convolves:
-            return self._add_convolutions(y, x, rows)
-        return self._add_delta(y, x, rows)
+        add = self._add_all_ranks if self._static else self._add_convolutions
+        return add(y, x, rows)
 
-    def _add_delta(self, y: Tensor, x: Tensor, rows) -> Tensor:
-        slab = self._slab
-        tables = self._tables.get(rows.segments)
-        if tables is None:
-            subset_of_row = [s for s, start, stop in rows.segments for _ in range(start, stop)]
-            tables = self._tables[rows.segments] = slab.tables(subset_of_row)
+    def _linear(self, x: Tensor, rows) -> Tensor:
+        slab, base, tables = self._slab, self.layer.base, self._tables_of(rows)
+        tokens = x.reshape(x.shape[0], -1, x.shape[-1])
+        if tokens.stride(-1) != 1:
+            tokens = tokens.contiguous()
+        if self._static and _is_plain(base, x, slab.a):
+            weights = (base.weight, base.bias, slab.a, slab.b, slab.slots)
+            out = ops.lora_linear(tokens, *weights, *tables)
+            return out.view(*x.shape[:-1], out.shape[-1])
         # The op copies nothing by itself; projections of permuted images come with other strides.
-        y = y.contiguous()
-        tokens_in, tokens_out = (t.reshape(t.shape[0], -1, t.shape[-1]) for t in (x, y))
-        if tokens_in.stride(-1) != 1:
-            tokens_in = tokens_in.contiguous()
+        y = base(x).contiguous()
         dtype = slab.a.dtype  # autocast hands over others
         recorded = torch.is_grad_enabled() and (x.requires_grad or y.requires_grad)
         if recorded or not x.dtype == y.dtype == dtype:
-            delta = ops.lora_delta(tokens_in.to(dtype), slab.a, slab.b, slab.slots, *tables)
+            delta = ops.lora_delta(tokens.to(dtype), slab.a, slab.b, slab.slots, *tables)
             return y + delta.view_as(y).to(y.dtype)
-        self._packed.lora_delta_(tokens_out, tokens_in, *tables)
+        self._packed.lora_delta_(y.view(y.shape[0], -1, y.shape[-1]), tokens, *tables)
         return y
+
+    def _tables_of(self, rows) -> Tables:
+        if rows.subset_of_row is not None:
+            return self._slab.tables_at(rows.subset_of_row)
+        tables = self._tables.get(rows.segments)
+        if tables is None:
+            tables = self._tables[rows.segments] = self._slab.tables(_subset_of_row(rows))
+        return tables
+
+    def _add_all_ranks(self, y: Tensor, x: Tensor, rows) -> Tensor:
+        """All adapters' ranks for all rows, those that a row does not carry set to 0.
+
+        More products than needed, but as many kernels whatever the rows carry.
+        """
+        slab, layer = self._slab, self.layer.base
+        a = slab.a.view(-1, *layer.weight.shape[1:])
+        at = (layer.stride, layer.padding, layer.dilation)
+        hidden = F.conv2d(x.to(a.dtype), a, None, *at)
+        scale = self._scale_of_ranks(rows)[:, :, None, None]
+        hidden = torch.where(scale != 0, hidden * scale.to(a.dtype), 0)
+        return (y + F.conv2d(hidden, slab.b[:, :, None, None])).to(y.dtype)
+
+    def _scale_of_ranks(self, rows) -> Tensor:
+        """(rows, ΣR) float32."""
+        if rows.subset_of_row is not None:
+            return self._slab.rank_scales.index_select(0, rows.subset_of_row)
+        kept = self._rank_scales.get(rows.segments)
+        if kept is None:
+            index = torch.tensor(_subset_of_row(rows), device=self._slab.a.device)
+            kept = self._rank_scales[rows.segments] = self._slab.rank_scales[index]
+        return kept
 
     def _add_convolutions(self, y: Tensor, x: Tensor, rows) -> Tensor:
         pieces = []
@@ -72,3 +124,13 @@ class DeltaLayer:
             pieces.append(piece)
         result = pieces[0] if len(pieces) == 1 else torch.cat(pieces)
         return result.to(y.dtype)
+
+
+def _subset_of_row(rows) -> list[int]:
+    return [s for s, start, stop in rows.segments for _ in range(start, stop)]
+
+
+def _is_plain(base: nn.Module, x: Tensor, a: Tensor) -> bool:
+    """One product with a weight as it is: neither quantised nor cast by autocast, no gradient."""
+    same = type(base) is nn.Linear and base.weight.dtype == x.dtype == a.dtype
+    return same and not (torch.is_grad_enabled() or torch.is_autocast_enabled(x.device.type))

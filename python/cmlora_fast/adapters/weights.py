@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from .fold_cache import FoldCache, FoldSlot
 from .folded import FoldedLayer
 from .peft import AdaptedLayer, LoadedAdapters, fingerprint
+from .stacked import FoldStacks, StackedLayer
 from .unfolded import DeltaLayer
 
 __all__ = ["WeightReport", "WeightStore"]
@@ -22,6 +23,7 @@ __all__ = ["WeightReport", "WeightStore"]
 MEMORY_SHARE = 0.5
 
 Subset = tuple[str, ...]
+LayerWeights = FoldedLayer | StackedLayer | DeltaLayer
 
 
 @dataclass(frozen=True)
@@ -53,12 +55,18 @@ class WeightStore:
 
     def __init__(self) -> None:
         self._folds = FoldCache()
+        self._stacks = FoldStacks()
         self._deltas: dict[str, _Delta] = {}
         self.report = WeightReport("base", "no adapter is active", 0)
 
     def prepare(
-        self, adapters: LoadedAdapters, subsets: Sequence[Subset], scale: float, mode: str
-    ) -> dict[str, FoldedLayer | DeltaLayer]:
+        self,
+        adapters: LoadedAdapters,
+        subsets: Sequence[Subset],
+        scale: float,
+        mode: str,
+        static: bool = False,
+    ) -> dict[str, LayerWeights]:
         """Weights by layer name for rows that carry one of ``subsets``.
 
         Args:
@@ -66,20 +74,25 @@ class WeightStore:
             subsets: Distinct adapter subsets of the run; rows refer to them by position.
             scale: Multiplies every adapter (``cross_attention_kwargs["scale"]``).
             mode: "auto", "fold" or "delta".
+            static: Keep folds in memory of their own per layer, where others replace them, so
+                that a step can be replayed.
         """
         started = time.perf_counter()
         layers = [layer for layer in adapters.layers if any(_members(layer, s) for s in subsets)]
         need = _fold_bytes(layers, subsets)
         fold, limit, reason = self._policy(layers, sum(need.values()), len(subsets), mode)
-        self._folds.make_room(need if fold else {}, limit if fold else 0, adapters.loaded)
+        apart = fold and not static
+        self._folds.make_room(need if apart else {}, limit if apart else 0, adapters.loaded)
+        self._stacks.keep_only({x.name for x in layers if fold and static and _foldable(x)})
         deltas = self._deltas
         self._deltas = {}
-        weights: dict[str, FoldedLayer | DeltaLayer] = {}
+        weights: dict[str, LayerWeights] = {}
         for layer in layers:
             if fold and _foldable(layer):
-                weights[layer.name] = self._folded(layer, subsets, scale)
+                make = self._stacked if static else self._folded
+                weights[layer.name] = make(layer, subsets, scale)
             else:
-                delta = _delta(layer, subsets, scale, deltas.get(layer.name))
+                delta = _delta(layer, subsets, scale, static, deltas.get(layer.name))
                 self._deltas[layer.name] = delta
                 weights[layer.name] = delta.weights
         self.report = self._report(len(weights), reason, time.perf_counter() - started)
@@ -88,6 +101,7 @@ class WeightStore:
     def clear(self) -> None:
         """Drop every weight that was built."""
         self._folds.clear()
+        self._stacks.keep_only(())
         self._deltas = {}
 
     def _policy(
@@ -96,7 +110,7 @@ class WeightStore:
         """Whether to fold, how many bytes folds may take, and why."""
         if not layers:
             return False, 0, "no adapter is active"
-        free = _free_bytes(layers[0].base.weight.device) + self._folds.bytes
+        free = _free_bytes(layers[0].base.weight.device) + self._bytes_of_folds
         limit = int(MEMORY_SHARE * free)
         if mode != "auto":
             return mode == "fold", limit, f'weights="{mode}"'
@@ -112,9 +126,17 @@ class WeightStore:
             layer.base, [self._folds.weight(layer, m, scale) if m else base for m in members]
         )
 
+    def _stacked(self, layer: AdaptedLayer, subsets: Sequence[Subset], scale: float):
+        members = [_members(layer, subset) for subset in subsets]
+        return StackedLayer(layer.base, self._stacks.weights(layer, members, scale))
+
+    @property
+    def _bytes_of_folds(self) -> int:
+        return self._folds.bytes + self._stacks.bytes
+
     def _report(self, layers: int, reason: str, seconds: float) -> WeightReport:
         unfolded = len(self._deltas)
-        size = self._folds.bytes + sum(delta.weights.bytes for delta in self._deltas.values())
+        size = self._bytes_of_folds + sum(delta.weights.bytes for delta in self._deltas.values())
         if unfolded in (0, layers):
             mode = "base" if not layers else "delta" if unfolded else "fold"
             return WeightReport(mode, reason, size, seconds)
@@ -146,17 +168,21 @@ def _fold_bytes(layers: Sequence[AdaptedLayer], subsets: Sequence[Subset]) -> di
 
 
 def _delta(
-    layer: AdaptedLayer, subsets: Sequence[Subset], scale: float, kept: _Delta | None
+    layer: AdaptedLayer,
+    subsets: Sequence[Subset],
+    scale: float,
+    static: bool,
+    kept: _Delta | None,
 ) -> _Delta:
     """The layer's adapters beside its base; ``kept`` if it is still right."""
     tensors = [layer.base.weight]
     for adapter in layer.adapters.values():
         tensors += [adapter.a, adapter.b]
     scalings = tuple((name, a.scaling, a.contents) for name, a in layer.adapters.items())
-    key = (id(layer.module), tuple(subsets), scale, scalings, fingerprint(*tensors))
+    key = (id(layer.module), tuple(subsets), scale, static, scalings, fingerprint(*tensors))
     if kept is not None and kept.key == key:
         return kept
-    return _Delta(key, tuple(tensors), DeltaLayer(layer, subsets, scale))
+    return _Delta(key, tuple(tensors), DeltaLayer(layer, subsets, scale, static))
 
 
 def _free_bytes(device: torch.device) -> int:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -14,11 +14,12 @@ from ..adapters import LoadedAdapters, WeightStore
 from ..adapters.peft import fingerprint
 from .cache import FeatureCache
 from .forward import Denoiser, Shared
+from .graphs import StepGraphs, plain_tensors
 from .inputs import UNetInputs
 from .layers import LayerHooks, LayerState
 from .rows import Chunk, Rows, StepRows, expand_rows, segments_of
 from .tap import TAP_LEVEL
-from .topology import Topology, freeu_is_on
+from .topology import Cut, Topology, freeu_is_on
 
 __all__ = ["Executor", "combine"]
 
@@ -45,6 +46,9 @@ class Executor:
         self._text: Any = None
         self._own: tuple[Tensor, Tensor | None] | None = None
         self._chunks: dict[tuple, Chunk] = {}
+        self._static = False
+        self._kept_graphs: StepGraphs | None = None
+        self.graphs: StepGraphs | None = None
 
     def prepare(
         self,
@@ -53,21 +57,49 @@ class Executor:
         scale: float,
         weights: str,
         row_text: RowText | None = None,
+        static: bool = False,
+        graphs: Hashable | None = None,
     ) -> None:
         """Hook the adapted layers and make their weights for these subsets.
 
         ``row_text``, where prompts differ by subset, gives for a batch size embeddings
         (subsets * batch, tokens, D) and pooled ones (subsets * batch, D) or None; else, and for
-        None, every subset reads those of the UNet call.
+        None, every subset reads those of the UNet call. ``static`` weights stay where they are and
+        do not ask the host which rows carry which subset. ``graphs``, for static ones, has steps
+        recorded and replayed; it names what they depend on beside the weights.
         """
+        if self._kept_graphs is not None and len(subsets) != len(self._subsets):
+            self._kept_graphs.clear()  # before other weights are made
         self._layers.attach(self.unet, adapters.layers)
-        self._state.use(self.store.prepare(adapters, subsets, scale, weights))
+        self._static = static
+        with self._mode():
+            made = self.store.prepare(adapters, subsets, scale, weights, static)
+        self._state.use(made)
         self._subsets = subsets
         self._row_text = row_text
         self._denoiser = Denoiser.of(
             self.unet, self._topology, self._state, self._state.weights, row_text is not None
         )
         self.forget()
+        self._begin_graphs(graphs)
+
+    def _begin_graphs(self, setting: Hashable | None) -> None:
+        self.graphs = self._state.text_memory = None
+        if setting is None:
+            return
+        if self._kept_graphs is None:
+            self._kept_graphs = StepGraphs(self.unet.device, combine)
+        self.graphs = self._kept_graphs
+        self.graphs.begin(self._denoiser, self.unet, setting)
+        self._state.text_memory = self.graphs.text
+
+    def _mode(self):
+        """What is kept from run to run is written to in the next one, whatever its grad mode."""
+        return plain_tensors() if self._static else nullcontext()
+
+    def new_cache(self, cut: Cut) -> FeatureCache:
+        """For a run."""
+        return FeatureCache(cut, None if self.graphs is None else self.graphs.features)
 
     def forget(self) -> None:
         """Drop what belongs to one run: text keys and values, and row tables."""
@@ -81,6 +113,7 @@ class Executor:
         self.forget()
         self._layers.detach()
         self._state.use({})
+        self.graphs = self._kept_graphs = self._state.text_memory = None
         self.store.clear()
 
     def opaque(self, inputs: UNetInputs) -> str | None:
@@ -90,6 +123,22 @@ class Executor:
         if freeu_is_on(self.unet):
             return "FreeU is on"
         return "gradients are recorded" if torch.is_grad_enabled() else None
+
+    def step(
+        self,
+        plain: Callable[..., Any],
+        inputs: UNetInputs,
+        rows: StepRows,
+        weights: Tensor | None,
+        max_rows: int | None,
+        cache: FeatureCache | None,
+    ) -> Tensor:
+        """Predictions (batch, C, H, W): those of all rows, summed by their shares ``weights``."""
+        with self._mode():
+            if self.graphs is not None and self._apart(inputs, cache):
+                inputs = self._with_text(inputs)
+                return self.graphs.run(self._denoiser, inputs, rows, weights, cache)
+            return combine(self.run(plain, inputs, rows, max_rows, cache), weights)
 
     def run(
         self,
@@ -199,6 +248,8 @@ class Executor:
             subset_of_row = [s for s in range(count) for _ in range(inputs.batch)]
             self._state.all_rows = Rows(segments_of(subset_of_row), len(subset_of_row), everyone)
             self._text_key, self._text_sources, self._text = key, sources, text
+            if self.graphs is not None:
+                self._layers.make_text()
         return inputs.with_text(self._text, self._own and self._own[1])
 
 

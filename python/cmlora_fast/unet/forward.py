@@ -109,7 +109,7 @@ class Denoiser:
             flow.middle(self.unet.mid_block)
             flow.up(up)
         else:
-            if chunk.deep_rows:
+            if chunk.deep_count:
                 deep = flow.deep()
                 deep.down(down[self._stop(cache) :])
                 deep.middle(self.unet.mid_block)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ..adapters import AdaptedLayer
 from .fast import fast_modules
 from .patches import Patches
-from .rows import Rows
+from .rows import Rows, rows_of
 
 __all__ = ["LayerHooks", "LayerState"]
 
@@ -30,6 +30,8 @@ class LayerState:
         all_rows: One row per subset and incoming sample; text keys and values are made for these.
         text: Module -> keys or values of ``all_rows``.
         constant_text: No gradient is wanted of the text, so it may be kept while one is recorded.
+        text_memory: Where keys and values of each shape lie in every run, for steps that are
+            replayed; None: each run has its own.
     """
 
     rows: Rows | None = None
@@ -38,6 +40,7 @@ class LayerState:
     all_rows: Rows | None = None
     text: dict[nn.Module, Tensor] = field(default_factory=dict)
     constant_text: bool = False
+    text_memory: dict[tuple[nn.Module, torch.Size], Tensor] | None = None
     _apart: dict[nn.Module, bool] = field(default_factory=dict)
 
     def keeps_text(self) -> bool:
@@ -68,6 +71,14 @@ class LayerState:
         self.text.clear()
         self.all_rows = None
 
+    def keep_text(self, module: nn.Module, made: Tensor) -> Tensor:
+        """Keys or values of all rows, from now on."""
+        if self.text_memory is not None:
+            place = self.text_memory.setdefault((module, made.shape), made)
+            made = place if place is made else place.copy_(made)
+        self.text[module] = made
+        return made
+
 
 class LayerHooks:
     """Routes adapted layers, and the text keys and values of cross-attention, through a state."""
@@ -76,6 +87,7 @@ class LayerHooks:
         self._state = state
         self._patches = Patches()
         self._hooked: tuple[torch.device, list[nn.Module]] | None = None
+        self._text: tuple[nn.Module, ...] = ()
 
     def attach(self, unet: nn.Module, layers: tuple[AdaptedLayer, ...]) -> None:
         """Hook ``unet`` as it is; nothing to do if its layers are those hooked before."""
@@ -93,11 +105,20 @@ class LayerHooks:
         for module, name in self._state.hooked.items():
             hook = _hook(module, name, module in text, self._state)
             self._patches.set(module, "forward", hook)
-        self._hooked = (unet.device, modules)
+        self._hooked, self._text = (unet.device, modules), tuple(text)
+
+    def make_text(self) -> None:
+        """All keys and values at once: a replayed step runs none of the code that makes them."""
+        state = self._state
+        state.rows = state.all_rows
+        for module in self._text:
+            module(state.rows.text_tokens)
+        state.rows = None
 
     def detach(self) -> None:
         """Leave every layer as it was found."""
         self._patches.restore()
+        self._text = ()
         self._hooked = None
 
 
@@ -152,5 +173,5 @@ def _text(module: nn.Module, compute, rows: Rows, state: LayerState) -> Tensor:
     made = state.text.get(module)
     if made is None:
         with torch.no_grad():
-            made = state.text[module] = compute(everyone.text_tokens, everyone)
-    return made if rows is everyone else made[rows.text_rows]
+            made = state.keep_text(module, compute(everyone.text_tokens, everyone))
+    return made if rows is everyone else rows_of(made, rows.text_rows)

@@ -9,7 +9,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-__all__ = ["Chunk", "Rows", "StepRows", "expand_rows", "take_rows"]
+__all__ = ["Chunk", "DeepTable", "Rows", "StepRows", "expand_rows", "take_rows"]
 
 # Rows of a tensor: all of them, a stretch, or any.
 Selection = slice | Tensor
@@ -24,12 +24,17 @@ class Rows:
         count: Number of rows.
         text: What goes to the attention layers as ``encoder_hidden_states`` for these rows.
         text_rows: Where these rows' text keys and values stand among those of the whole run.
+        subsets: Where the device alone knows them, the subset of every segment, int32 on the
+            device; segments then name positions in it.
+        subset_of_row: The same of every row.
     """
 
     segments: tuple[tuple[int, int, int], ...]
     count: int
     text: Tensor | tuple | None = None
     text_rows: Selection | None = None
+    subsets: Tensor | None = None
+    subset_of_row: Tensor | None = None
 
     @classmethod
     def of_batch(cls, batch: int, text) -> Rows:
@@ -82,7 +87,14 @@ def take_rows(value, rows: Selection, batch: int):
 
     A first dimension of 1 broadcasts and stays.
     """
-    return _map(value, batch, lambda tensor: tensor[rows])
+    return _map(value, batch, lambda tensor: rows_of(tensor, rows))
+
+
+def rows_of(tensor: Tensor, rows: Selection) -> Tensor:
+    """``tensor[rows]``; int32 numbers, as the ops write them, are not widened first."""
+    if isinstance(rows, Tensor) and rows.dtype is torch.int32:
+        return tensor.index_select(0, rows)
+    return tensor[rows]
 
 
 def expand_rows(value, groups: int, batch: int):
@@ -103,16 +115,41 @@ def _map(value, batch: int, change):
     return value
 
 
+@dataclass(frozen=True, eq=False)
+class DeepTable:
+    """Rows whose deep part runs, where the device alone knows which (see ``ops.decide_``).
+
+    Args:
+        table: Number of every row, its subset, and the subset of each run. int32 [3, rows].
+        samples: Incoming sample of every row; that much is certain.
+        runs: Stretches of equally many rows that share a subset.
+    """
+
+    table: Tensor
+    samples: tuple[int, ...]
+    runs: int
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def rows(self, text) -> Rows:
+        """For steps in which row j * batch + n is sample n with subset j, of all subsets."""
+        length = len(self) // self.runs
+        segments = tuple((run, run * length, (run + 1) * length) for run in range(self.runs))
+        rows, subset_of_row, subsets = self.table
+        return Rows(segments, len(self), text, rows, subsets[: self.runs], subset_of_row)
+
+
 @dataclass(frozen=True)
 class StepRows:
     """Rows of a step: ``groups`` (subset positions) times ``batch`` incoming samples, group-major.
 
-    ``deep`` lists the rows whose deep part runs, in order.
+    ``deep`` lists the rows whose deep part runs, in order, or is the device's list of them.
     """
 
     groups: tuple[int, ...]
     batch: int
-    deep: tuple[int, ...]
+    deep: tuple[int, ...] | DeepTable
 
     @property
     def count(self) -> int:
@@ -152,11 +189,23 @@ class Chunk:
         self._samples = selection([row % step.batch for row in range(start, stop)], device)
         mine = self.own(text) if own_text else self.spread(text)
         self.rows = self._rows(range(start, stop), mine)
+        self.deep, self.deep_rows = self.rows, []
+        if isinstance(step.deep, DeepTable):
+            self._deep_by_table(step.deep, text)
+            return
         self.deep_rows = [row for row in step.deep if start <= row < stop]
-        self.deep = self.rows
-        if self.deep_rows and len(self.deep_rows) < self.count:
+        self.deep_count = len(self.deep_rows)
+        if 0 < self.deep_count < self.count:
             self._deep_of_chunk = selection([row - start for row in self.deep_rows], device)
             self.deep = self._rows(self.deep_rows, self.take_deep(self.rows.text))
+
+    def _deep_by_table(self, deep: DeepTable, text) -> None:
+        if not self.whole:
+            raise AssertionError("the host cannot tell which of the deep rows lie in a chunk")
+        self.deep_count, self._deep_of_chunk = len(deep), deep.table[0]
+        self.deep_index = self._deep_of_chunk
+        own = take_rows(text, selection(deep.samples, self.device), self.step.batch)
+        self.deep = deep.rows(own)
 
     def _rows(self, rows: Sequence[int], text) -> Rows:
         segments = segments_of([self.step.subset(row) for row in rows])
@@ -180,6 +229,6 @@ class Chunk:
 
     def take_deep(self, value):
         """Tensors (count, ...) -> (deep rows, ...); a first dimension of 1 broadcasts and stays."""
-        if len(self.deep_rows) == self.count:
+        if self.deep_count == self.count:
             return value
         return take_rows(value, self._deep_of_chunk, self.count)
