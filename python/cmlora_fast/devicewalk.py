@@ -42,11 +42,15 @@ class _Tables:
 class DeviceWalk:
     """All images of a run; their stages stay on the device.
 
+    ``blends``: shares say something; else there is one prediction, taken as it is.
     What ``choose`` returns is memory that the next call of equal sizes writes again.
     """
 
     def __init__(self, plan: Plan, device: torch.device):
         self.plan, self.device = plan, device
+        self.blends = any(
+            choice.weights != (1.0,) for step in plan.steps for choice in _stages(step)
+        )
         self.restart()
         self._tables = _upload(plan, device)
         self._weights: dict[tuple[int, int], Tensor] = {}

@@ -118,7 +118,7 @@ class Run:
         if self.masks_of_subsets is not None:
             weights = pixel_shares(weights, self.masks_of_subsets)
         rows = StepRows(groups, batch, deep)
-        return Decision(rows, weights if len(groups) > 1 else None, images, None)
+        return Decision(rows, weights if walk.blends else None, images, None)
 
     def _choose(self, call: int, images: int) -> tuple[tuple[Choice, bool | None], ...]:
         """Choices of a call's step per image; the evaluations of one step share them."""

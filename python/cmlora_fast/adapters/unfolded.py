@@ -43,7 +43,6 @@ class DeltaLayer:
             self._packed = PackedAdapters(self._slab.a, self._slab.b, self._slab.slots)
             self.bytes += self._packed.bytes
         self._tables: dict[tuple, Tables] = {}
-        self._rank_scales: dict[tuple, Tensor] = {}
 
     @property
     def memory(self) -> tuple[Tensor, ...]:
@@ -57,8 +56,9 @@ class DeltaLayer:
         if not self._convolves:
             return self._linear(x, rows)
         y = self.layer.base(x)
-        add = self._add_all_ranks if self._static else self._add_convolutions
-        return add(y, x, rows)
+        if rows.subset_of_row is not None:
+            return self._add_all_ranks(y, x, rows.subset_of_row)
+        return self._add_convolutions(y, x, rows)
 
     def _linear(self, x: Tensor, rows) -> Tensor:
         slab, base, tables = self._slab, self.layer.base, self._tables_of(rows)
@@ -87,28 +87,17 @@ class DeltaLayer:
             tables = self._tables[rows.segments] = self._slab.tables(_subset_of_row(rows))
         return tables
 
-    def _add_all_ranks(self, y: Tensor, x: Tensor, rows) -> Tensor:
-        """All adapters' ranks for all rows, those that a row does not carry set to 0.
+    def _add_all_ranks(self, y: Tensor, x: Tensor, subset_of_row: Tensor) -> Tensor:
+        """Every adapter's ranks for every row, those that a row does not carry set to 0.
 
-        More products than needed, but as many kernels whatever the rows carry.
+        More products than needed, for the few rows of which the host does not know the subset.
         """
         slab, layer = self._slab, self.layer.base
         a = slab.a.view(-1, *layer.weight.shape[1:])
-        at = (layer.stride, layer.padding, layer.dilation)
-        hidden = F.conv2d(x.to(a.dtype), a, None, *at)
-        scale = self._scale_of_ranks(rows)[:, :, None, None]
+        hidden = F.conv2d(x.to(a.dtype), a, None, layer.stride, layer.padding, layer.dilation)
+        scale = slab.rank_scales.index_select(0, subset_of_row)[:, :, None, None]
         hidden = torch.where(scale != 0, hidden * scale.to(a.dtype), 0)
         return (y + F.conv2d(hidden, slab.b[:, :, None, None])).to(y.dtype)
-
-    def _scale_of_ranks(self, rows) -> Tensor:
-        """(rows, ΣR) float32."""
-        if rows.subset_of_row is not None:
-            return self._slab.rank_scales.index_select(0, rows.subset_of_row)
-        kept = self._rank_scales.get(rows.segments)
-        if kept is None:
-            index = torch.tensor(_subset_of_row(rows), device=self._slab.a.device)
-            kept = self._rank_scales[rows.segments] = self._slab.rank_scales[index]
-        return kept
 
     def _add_convolutions(self, y: Tensor, x: Tensor, rows) -> Tensor:
         pieces = []
