@@ -56,7 +56,8 @@ class Rows:
         elif chosen is not None:
             chosen = chosen[start:stop]
         text = take_rows(self.text, slice(start, stop), self.count)
-        return Rows(segments, stop - start, text, chosen)
+        of_row = None if self.subset_of_row is None else self.subset_of_row[start:stop]
+        return Rows(segments, stop - start, text, chosen, self.subsets, of_row)
 
     @property
     def text_tokens(self) -> Tensor | None:
