@@ -12,26 +12,28 @@ namespace {
 
 void bind_attention(nb::module_& m) {
   using Strides = std::array<int64_t, 2>;  // of rows and tokens
-  m.def("attention", [](uintptr_t out, uintptr_t q, const Strides& q_strides, uintptr_t k,
-                        const Strides& k_strides, uintptr_t v, const Strides& v_strides,
-                        const std::array<int64_t, 5>& sizes, float scale, int dtype, int isa) {
-    const auto input = [](uintptr_t address, const Strides& strides) {
-      return AttentionInput{at<void>(address), strides[0], strides[1]};
-    };
-    const Attention op{at<void>(out),
-                       input(q, q_strides),
-                       input(k, k_strides),
-                       input(v, v_strides),
-                       sizes[0],
-                       sizes[1],
-                       sizes[2],
-                       sizes[3],
-                       sizes[4],
-                       scale,
-                       DType(dtype)};
-    nb::gil_scoped_release release;
-    cpu::attention(op, isa);
-  });
+  m.def("attention",
+        [](uintptr_t out, uintptr_t lse, uintptr_t q, const Strides& q_strides, uintptr_t k,
+           const Strides& k_strides, uintptr_t v, const Strides& v_strides,
+           const std::array<int64_t, 5>& sizes, float scale, int dtype, int isa) {
+          const auto input = [](uintptr_t address, const Strides& strides) {
+            return AttentionInput{at<void>(address), strides[0], strides[1]};
+          };
+          const Attention op{at<void>(out),
+                             at<float>(lse),
+                             input(q, q_strides),
+                             input(k, k_strides),
+                             input(v, v_strides),
+                             sizes[0],
+                             sizes[1],
+                             sizes[2],
+                             sizes[3],
+                             sizes[4],
+                             scale,
+                             DType(dtype)};
+          nb::gil_scoped_release release;
+          cpu::attention(op, isa);
+        });
 }
 
 void bind_geglu(nb::module_& m) {
@@ -39,6 +41,12 @@ void bind_geglu(nb::module_& m) {
     const Geglu op{at<void>(out), at<void>(x), tokens, N, DType(dtype)};
     nb::gil_scoped_release release;
     cpu::geglu(op, isa);
+  });
+  m.def("geglu_backward", [](uintptr_t dx, uintptr_t dout, uintptr_t x, int64_t tokens, int64_t N,
+                             int dtype, int isa) {
+    const GegluBackward op{at<void>(dx), at<void>(dout), at<void>(x), tokens, N, DType(dtype)};
+    nb::gil_scoped_release release;
+    cpu::geglu_backward(op, isa);
   });
 }
 

@@ -33,9 +33,10 @@ void attention(const Attention& op, int isa) {
       const int64_t queries = left < kernels.attention_queries ? left : kernels.attention_queries;
       char* out =
           static_cast<char*>(op.out) + ((row * op.queries + first) * width + head * op.D) * size;
+      float* lse = op.lse == nullptr ? nullptr : op.lse + i / blocks * op.queries + first;
       kernels.attention[int(op.dtype)](
           {at(op.q, row, first, head * op.D, size), at(op.k, row, 0, head * op.D, size),
-           at(op.v, row, 0, head * op.D, size), out, op.q.token_stride, op.k.token_stride,
+           at(op.v, row, 0, head * op.D, size), out, lse, op.q.token_stride, op.k.token_stride,
            op.v.token_stride, width, queries, op.keys, op.D, scale, memory});
     }
     scratch.trim();

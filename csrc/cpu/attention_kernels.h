@@ -1,5 +1,7 @@
 #pragma once
 
+#include <cmath>
+
 #include "cpu/exp2.h"
 #include "cpu/kernels.h"
 #include "cpu/unroll.h"
@@ -17,6 +19,8 @@ constexpr int64_t kQueryPanels = 2;
 // join those before: one running sum over thousands of keys would lose four times more to rounding
 // than torch does.
 constexpr int64_t kKeys = 96;
+
+constexpr float kLog2 = 0.69314718f;
 
 template <typename Simd>
 constexpr int64_t attention_queries() {
@@ -150,8 +154,15 @@ void attention(const AttentionBlock& block) {
   T* out = static_cast<T*>(block.out);
   for (int64_t i = 0; i < block.queries; ++i) {
     float total[kPanel];
+    float top[kPanel];
     const Softmax<Simd>& mine = softmax[i / kPanel];
-    for (int p = 0; p < 2; ++p) Simd::store(total + p * Simd::kWidth, mine.sum[p]);
+    for (int p = 0; p < 2; ++p) {
+      Simd::store(total + p * Simd::kWidth, mine.sum[p]);
+      Simd::store(top + p * Simd::kWidth, mine.top[p]);
+    }
+    if (block.lse != nullptr) {
+      block.lse[i] = top[i % kPanel] * kLog2 + std::log(total[i % kPanel]);
+    }
     for (int64_t d = 0; d < D; ++d) {
       from_float(sums[d * kQueries + i] / total[i % kPanel], out + i * block.out_stride + d);
     }

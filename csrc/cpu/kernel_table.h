@@ -29,6 +29,7 @@ constexpr Kernels kernel_table() {
       {lora_fold<Simd, F>, lora_fold<Simd, B>, lora_fold<Simd, H>},
       {attention<Simd, F>, attention<Simd, B>, attention<Simd, H>},
       {geglu<Simd, F>, geglu<Simd, B>, geglu<Simd, H>},
+      {geglu_backward<Simd, F>, geglu_backward<Simd, B>, geglu_backward<Simd, H>},
       {combine<Simd, F>, combine<Simd, B>, combine<Simd, H>},
       {radial_amplitude<Simd, F>, radial_amplitude<Simd, B>, radial_amplitude<Simd, H>},
   };

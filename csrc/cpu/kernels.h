@@ -64,6 +64,7 @@ struct AttentionBlock {
   const void* k;
   const void* v;
   void* out;
+  float* lse;  // [queries] log of the softmax's sums, to base e, or null
   int64_t q_stride;
   int64_t k_stride;
   int64_t v_stride;
@@ -78,6 +79,16 @@ struct AttentionBlock {
 // count contiguous elements of out = x · gelu(gate).
 struct GegluRun {
   void* out;
+  const void* x;
+  const void* gate;
+  int64_t count;
+};
+
+// The same of d x = d out · gelu(gate) and d gate = d out · x · gelu'(gate).
+struct GegluBackwardRun {
+  void* dx;
+  void* dgate;
+  const void* dout;
   const void* x;
   const void* gate;
   int64_t count;
@@ -114,6 +125,7 @@ struct Kernels {
   void (*lora_fold[kDTypes])(const FoldBlock& block);
   void (*attention[kDTypes])(const AttentionBlock& block);
   void (*geglu[kDTypes])(const GegluRun& run);
+  void (*geglu_backward[kDTypes])(const GegluBackwardRun& run);
   void (*combine[kDTypes])(const CombineRun& run);
   void (*radial_amplitude[kDTypes])(const SpectrumImage& image);
 };

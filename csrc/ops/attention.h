@@ -14,7 +14,8 @@ struct AttentionInput {
 };
 
 struct Attention {
-  void* out;  // [rows, queries, heads * D], contiguous
+  void* out;   // [rows, queries, heads * D], contiguous
+  float* lse;  // [rows, heads, queries], log Σ_j exp of the scaled scores, or null
   AttentionInput q;
   AttentionInput k;
   AttentionInput v;

@@ -15,8 +15,19 @@ struct Geglu {
   DType dtype;
 };
 
+// dx[i, :N] = dout[i] · gelu(x[i, N:]) and dx[i, N:] = dout[i] · x[i, :N] · gelu'(x[i, N:]).
+struct GegluBackward {
+  void* dx;          // [tokens, 2N], contiguous
+  const void* dout;  // [tokens, N], contiguous
+  const void* x;     // [tokens, 2N], contiguous
+  int64_t tokens;
+  int64_t N;
+  DType dtype;
+};
+
 namespace cpu {
 void geglu(const Geglu& op, int isa);
-}
+void geglu_backward(const GegluBackward& op, int isa);
+}  // namespace cpu
 
 }  // namespace cmlora

@@ -224,6 +224,7 @@ class Engine:
             inputs.scale,
             self.settings.weights,
             lambda batch: prompts.at(batch, self._border.parts(), inputs.sample),
+            gradients=method.latent_update,
         )
         self._tap.attach(self._border.unet)
         self._contrast = Contrast(

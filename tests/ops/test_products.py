@@ -13,7 +13,9 @@ def no_grad():
         yield
 
 
-def assert_close(ours, layer, x):
+def assert_close(ours, layer, x, weight=None):
+    if weight is not None:
+        layer.weight = nn.Parameter(weight)
     exact = copy.deepcopy(layer).double()(x.double())
     error, torchs = (exact - ours).abs().max(), (exact - layer(x)).abs().max()
     assert error <= 2 * torchs + 2e-6 * exact.abs().max()
@@ -26,6 +28,30 @@ def test_linear(shape, bias):
     if x.numel():
         assert_close(linear(x, layer.weight, layer.bias), layer, x)
     assert linear(x, layer.weight, layer.bias).shape == (*shape[:-1], 70)
+
+
+@pytest.mark.parametrize("shape", [(2, 7, 33), (5, 33), (1, 33), (0, 33)], ids=str)
+@pytest.mark.parametrize("bias", [True, False])
+@torch.enable_grad()
+def test_gradient_of_linear(shape, bias):
+    layer = nn.Linear(33, 70, bias=bias).requires_grad_(False)
+    x = torch.randn(shape, requires_grad=True)
+    y = linear(x, layer.weight, layer.bias)
+    for grad in (torch.randn(y.shape), torch.randn(*shape[:-1], 1).expand(y.shape)):
+        (slope,) = torch.autograd.grad(y, x, grad, retain_graph=True)
+        assert slope.shape == x.shape
+        if x.numel():
+            assert_close(slope, nn.Linear(70, 33, bias=False), grad, layer.weight.t())
+
+
+def test_frozen_weights_take_another_product():
+    """The same sums by oneDNN; a weight that wants a gradient gets torch's own."""
+    layer, x = nn.Linear(33, 70), torch.randn(2, 33, requires_grad=True)
+    with torch.enable_grad():
+        assert linear(x, layer.weight, layer.bias).grad_fn.name() == "AddmmBackward0"
+        layer.requires_grad_(False)
+        assert "_Linear" in linear(x, layer.weight, layer.bias).grad_fn.name()
+        assert not linear(x.detach(), layer.weight, layer.bias).requires_grad
 
 
 CONVS = [
@@ -62,8 +88,10 @@ def test_packed_weight_follows_the_layer():
 def test_what_is_left_to_torch():
     x = torch.randn(3)
     assert fast_on_cpu(x) and not fast_on_cpu(x.half()) and not fast_on_cpu(x.double())
+    weight = torch.ones(3, requires_grad=True)
+    assert fast_on_cpu(x, weight, None)
     with torch.enable_grad():
-        assert not fast_on_cpu(x)
+        assert fast_on_cpu(x, x, None) and not fast_on_cpu(x, weight)
     with ops.force(backend="torch"):
         assert not fast_on_cpu(x)
     with torch.autocast("cpu"):

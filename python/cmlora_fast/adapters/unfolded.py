@@ -7,9 +7,11 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from .. import ops
 from ..ops.lora_delta import PackedAdapters
+from ..ops.products import fast_on_cpu, is_pointwise, linear, product, takes_product
 from .peft import AdaptedLayer
 from .slab import pack
 
@@ -34,13 +36,17 @@ class DeltaLayer:
         self.layer = layer
         self.subsets = tuple(subsets)
         self.scale = scale
-        self._convolves = isinstance(layer.base, nn.Conv2d)
+        base = layer.base
+        self._convolves = isinstance(base, nn.Conv2d)
+        self._pointwise = self._convolves and is_pointwise(base)
         self._static = static
-        beside = self._convolves and not static  # PEFT's own convolutions run
-        self._slab = None if beside else pack(layer, subsets, scale, spare=static)
-        self.bytes = 0 if beside else self._slab.bytes
-        if not self._convolves:
-            self._packed = PackedAdapters(self._slab.a, self._slab.b, self._slab.slots)
+        linear = not self._convolves or self._pointwise
+        self._slab = pack(layer, subsets, scale, spare=static) if linear or static else None
+        self.bytes = 0 if self._slab is None else self._slab.bytes
+        if linear:
+            a, b, slots = self._slab.a, self._slab.b, self._slab.slots
+            self._packed = PackedAdapters(a, b, slots)
+            self._packed_back = PackedAdapters(b.T, a.T, slots)  # packs when it first runs
             self.bytes += self._packed.bytes
         self._tables: dict[tuple, Tables] = {}
 
@@ -55,28 +61,34 @@ class DeltaLayer:
             x = x.expand(rows.count, *x.shape[1:])
         if not self._convolves:
             return self._linear(x, rows)
+        if self._pointwise and not self._static and fast_on_cpu(x):
+            return self._linear(x.permute(0, 2, 3, 1), rows).permute(0, 3, 1, 2)
         y = self.layer.base(x)
         if rows.subset_of_row is not None:
             return self._add_all_ranks(y, x, rows.subset_of_row)
         return self._add_convolutions(y, x, rows)
 
     def _linear(self, x: Tensor, rows) -> Tensor:
+        """x: (rows, ..., K)."""
         slab, base, tables = self._slab, self.layer.base, self._tables_of(rows)
-        tokens = x.reshape(x.shape[0], -1, x.shape[-1])
-        if tokens.stride(-1) != 1:
-            tokens = tokens.contiguous()
+        if x.stride(-1) != 1:  # the op copies nothing by itself
+            x = x.contiguous()
+        weight, bias = base.weight, base.bias
         if self._static and _is_plain(base, x, slab.a):
-            weights = (base.weight, base.bias, slab.a, slab.b, slab.slots)
-            out = ops.lora_linear(tokens, *weights, *tables)
+            weights = (weight, bias, slab.a, slab.b, slab.slots)
+            out = ops.lora_linear(_tokens(x), *weights, *tables)
             return out.view(*x.shape[:-1], out.shape[-1])
-        # The op copies nothing by itself; projections of permuted images come with other strides.
-        y = base(x).contiguous()
+        if torch.is_grad_enabled() and x.requires_grad and takes_product(x, weight, bias):
+            adapters = self._packed, self._packed_back
+            return _Adapted.apply(x, weight.flatten(1), bias, *adapters, tables)
+        y = linear(x, weight.flatten(1), bias) if self._pointwise else base(x)
+        y = y.contiguous()
         dtype = slab.a.dtype  # autocast hands over others
         recorded = torch.is_grad_enabled() and (x.requires_grad or y.requires_grad)
         if recorded or not x.dtype == y.dtype == dtype:
-            delta = ops.lora_delta(tokens.to(dtype), slab.a, slab.b, slab.slots, *tables)
+            delta = ops.lora_delta(_tokens(x).to(dtype), slab.a, slab.b, slab.slots, *tables)
             return y + delta.view_as(y).to(y.dtype)
-        self._packed.lora_delta_(y.view(y.shape[0], -1, y.shape[-1]), tokens, *tables)
+        self._packed.lora_delta_(_tokens(y), _tokens(x), *tables)
         return y
 
     def _tables_of(self, rows) -> Tables:
@@ -123,3 +135,29 @@ def _is_plain(base: nn.Module, x: Tensor, a: Tensor) -> bool:
     """One product with a weight as it is: neither quantised nor cast by autocast, no gradient."""
     same = type(base) is nn.Linear and base.weight.dtype == x.dtype == a.dtype
     return same and not (torch.is_grad_enabled() or torch.is_autocast_enabled(x.device.type))
+
+
+def _tokens(x: Tensor) -> Tensor:
+    """(rows, ..., K) -> (rows, tokens, K)."""
+    return x.reshape(x.shape[0], -1, x.shape[-1])
+
+
+class _Adapted(torch.autograd.Function):
+    """A linear layer with its rows' adapters; the gradient is in x alone, and keeps no tensor."""
+
+    @staticmethod
+    def forward(ctx, x, weight, bias, packed, packed_back, tables) -> Tensor:
+        ctx.save_for_backward(weight)
+        ctx.adapters = packed_back, tables
+        y = product(x, weight, bias)
+        packed.lora_delta_(_tokens(y), _tokens(x), *tables)
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad: Tensor) -> tuple:
+        (weight,), (packed_back, tables) = ctx.saved_tensors, ctx.adapters
+        grad = grad.contiguous()
+        dx = product(grad, weight.t())
+        packed_back.lora_delta_(_tokens(dx), _tokens(grad), *tables)
+        return dx, *[None] * 5

@@ -66,6 +66,7 @@ class WeightStore:
         scale: float,
         mode: str,
         static: bool = False,
+        gradients: bool = False,
     ) -> dict[str, LayerWeights]:
         """Weights by layer name for rows that carry one of ``subsets``.
 
@@ -76,11 +77,14 @@ class WeightStore:
             mode: "auto", "fold" or "delta".
             static: Keep folds in memory of their own per layer, where others replace them, so
                 that a step can be replayed.
+            gradients: Gradients will be taken through rows of all subsets at once.
         """
         started = time.perf_counter()
         layers = [layer for layer in adapters.layers if any(_members(layer, s) for s in subsets)]
         need = _fold_bytes(layers, subsets)
-        fold, limit, reason = self._policy(layers, sum(need.values()), len(subsets), mode)
+        fold, limit, reason = self._policy(
+            layers, sum(need.values()), len(subsets), mode, gradients
+        )
         apart = fold and not static
         self._folds.make_room(need if apart else {}, limit if apart else 0, adapters.loaded)
         self._stacks.keep_only({x.name for x in layers if fold and static and _foldable(x)})
@@ -105,15 +109,18 @@ class WeightStore:
         self._deltas = {}
 
     def _policy(
-        self, layers: Sequence[AdaptedLayer], need: int, subsets: int, mode: str
+        self, layers: Sequence[AdaptedLayer], need: int, subsets: int, mode: str, gradients: bool
     ) -> tuple[bool, int, str]:
         """Whether to fold, how many bytes folds may take, and why."""
         if not layers:
             return False, 0, "no adapter is active"
-        free = _free_bytes(layers[0].base.weight.device) + self._bytes_of_folds
+        device = layers[0].base.weight.device
+        free = _free_bytes(device) + self._bytes_of_folds
         limit = int(MEMORY_SHARE * free)
         if mode != "auto":
             return mode == "fold", limit, f'weights="{mode}"'
+        if gradients and device.type == "cpu":
+            return False, limit, "rows share one product, and gradients need the memory"
         sizes = f"{need / 2**20:.0f} MiB for {subsets} subset(s), limit {limit / 2**20:.0f} MiB"
         if need <= limit:
             return True, limit, f"folding costs nothing per step and fits: {sizes}"

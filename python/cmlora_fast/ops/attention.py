@@ -2,10 +2,11 @@
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from .. import _C
 from . import reference
-from ._check import DTYPES, check_floats, check_no_grad, last_contiguous, shape_error
+from ._check import DTYPES, check_floats, last_contiguous, shape_error
 from ._register import register
 from .backends import isa, pick
 
@@ -18,7 +19,6 @@ def _check(op: str, q: Tensor, k: Tensor, v: Tensor, heads: int) -> None:
         raise shape_error(op, expected, q, k, v)
     if not last_contiguous(q, k, v):
         raise shape_error(op, "q, k, v contiguous in their last dimension", q, k, v)
-    check_no_grad(op, "use torch.no_grad()", q, k, v)
 
 
 @register(
@@ -28,7 +28,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor, heads: int, scale: float | None =
     """``out[r, i] = Σ_j softmax_j(scale · q[r, i] · k[r, j]) v[r, j]``, for every head by itself.
 
     Reads and writes tokens as linear layers leave them: nothing is transposed, no score leaves the
-    processor's first cache. Accumulates in float32 and rounds once. No autograd.
+    processor's first cache. Accumulates in float32 and rounds once. Differentiable once.
 
     Args:
         q: [rows, queries, heads * D], last dimension contiguous.
@@ -46,18 +46,53 @@ def attention(q: Tensor, k: Tensor, v: Tensor, heads: int, scale: float | None =
     scale = D**-0.5 if scale is None else scale
     if pick(op, q, ("cpu",), matmul=True) == "torch":
         return reference.attention(q, k, v, heads, scale)
+    if torch.is_grad_enabled() and any(t.requires_grad for t in (q, k, v)):
+        return _Attention.apply(q, k, v, heads, scale)
+    return _forward(q, k, v, heads, scale)
+
+
+def _forward(
+    q: Tensor, k: Tensor, v: Tensor, heads: int, scale: float, lse: Tensor | None = None
+) -> Tensor:
+    """Fills ``lse`` [rows, heads, queries] with the logarithms of the softmax's sums."""
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     _C.attention(
         out.data_ptr(),
+        0 if lse is None else lse.data_ptr(),
         q.data_ptr(),
         q.stride()[:2],
         k.data_ptr(),
         k.stride()[:2],
         v.data_ptr(),
         v.stride()[:2],
-        (*q.shape[:2], k.shape[1], heads, D),
+        (*q.shape[:2], k.shape[1], heads, q.shape[2] // heads),
         scale,
         DTYPES[q.dtype],
         isa(),
     )
     return out
+
+
+class _Attention(torch.autograd.Function):
+    """Backward by torch's flash attention, which wants what this forward keeps."""
+
+    @staticmethod
+    def forward(ctx, q: Tensor, k: Tensor, v: Tensor, heads: int, scale: float) -> Tensor:
+        lse = q.new_empty(q.shape[0], heads, q.shape[1], dtype=torch.float32)
+        out = _forward(q, k, v, heads, scale, lse)
+        ctx.save_for_backward(q, k, v, out, lse)
+        ctx.heads, ctx.scale = heads, scale
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad: Tensor) -> tuple:
+        q, k, v, out, lse = ctx.saved_tensors
+        if not out.numel():
+            return *(torch.zeros_like(tokens) for tokens in (q, k, v)), None, None
+        grad, q, k, v, out = (
+            tokens.unflatten(-1, (ctx.heads, -1)).transpose(1, 2) for tokens in (grad, q, k, v, out)
+        )
+        backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+        slopes = backward(grad, q, k, v, out, lse, 0.0, False, scale=ctx.scale)
+        return *(slope.transpose(1, 2).flatten(2) for slope in slopes), None, None

@@ -2,10 +2,11 @@
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from .. import _C
 from . import reference
-from ._check import DTYPES, check_floats, check_no_grad, shape_error
+from ._check import DTYPES, check_floats, shape_error
 from ._register import register
 from .backends import isa, pick
 
@@ -16,9 +17,9 @@ def _fake(x: Tensor) -> Tensor:
 
 @register(fake=_fake)
 def geglu(x: Tensor) -> Tensor:
-    """``out = x[..., :N] · gelu(x[..., N:])``, with ``gelu(g) = g Φ(g)``. No autograd.
+    """``out = x[..., :N] · gelu(x[..., N:])``, with ``gelu(g) = g Φ(g)``
 
-    Computes in float32 and rounds once.
+    Computes in float32 and rounds once. Differentiable once.
 
     Args:
         x: [..., 2N], contiguous.
@@ -30,10 +31,36 @@ def geglu(x: Tensor) -> Tensor:
     check_floats(op, "x", x)
     if x.dim() == 0 or x.shape[-1] % 2 or not x.is_contiguous():
         raise shape_error(op, "x [..., 2N], contiguous", x)
-    check_no_grad(op, "use torch.no_grad()", x)
     if pick(op, x, ("cpu",)) == "torch":
         return reference.geglu(x)
-    out, N = _fake(x), x.shape[-1] // 2
-    tokens = out.numel() // N if N else 0
-    _C.geglu(out.data_ptr(), x.data_ptr(), tokens, N, DTYPES[x.dtype], isa())
+    return _Geglu.apply(x) if torch.is_grad_enabled() and x.requires_grad else _forward(x)
+
+
+def _forward(x: Tensor) -> Tensor:
+    out = _fake(x)
+    _C.geglu(out.data_ptr(), x.data_ptr(), *_sizes(out), DTYPES[x.dtype], isa())
     return out
+
+
+def _sizes(out: Tensor) -> tuple[int, int]:
+    """Tokens and N."""
+    N = out.shape[-1]
+    return out.numel() // N if N else 0, N
+
+
+class _Geglu(torch.autograd.Function):
+    """Keeps its input alone."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return _forward(x)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad: Tensor) -> Tensor:
+        (x,) = ctx.saved_tensors
+        grad, dx = grad.contiguous(), torch.empty_like(x)
+        addresses = dx.data_ptr(), grad.data_ptr(), x.data_ptr()
+        _C.geglu_backward(*addresses, *_sizes(grad), DTYPES[x.dtype], isa())
+        return dx

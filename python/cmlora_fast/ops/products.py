@@ -11,28 +11,70 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from .backends import pick
 
-__all__ = ["PackedConv", "conv2d", "fast_on_cpu", "linear", "linear_"]
+__all__ = [
+    "PackedConv",
+    "conv2d",
+    "fast_on_cpu",
+    "is_pointwise",
+    "linear",
+    "linear_",
+    "product",
+    "takes_product",
+]
 
 _ONEDNN = torch.backends.mkldnn.is_available() and all(
     hasattr(torch.ops.mkldnn, name) for name in ("_linear_pointwise", "_convolution_pointwise")
 )
 
 
-def fast_on_cpu(x: Tensor) -> bool:
-    """Whether the fast kernels compute what follows from ``x``: float32 on a CPU, no gradient."""
-    if not x.is_cpu or x.dtype is not torch.float32 or torch.is_grad_enabled():
+def fast_on_cpu(x: Tensor, *constants: Tensor | None) -> bool:
+    """Whether the fast kernels compute what follows from ``x``: float32 on a CPU.
+
+    A graph may be recorded of them, but leads to no gradient of ``constants``.
+    """
+    if not x.is_cpu or x.dtype is not torch.float32:
+        return False
+    if torch.is_grad_enabled() and any(c is not None and c.requires_grad for c in constants):
         return False
     return not torch.is_autocast_enabled("cpu") and pick("unet", x, ("cpu",)) == "cpu"
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """``F.linear``, by oneDNN where that is faster."""
-    if _ONEDNN and fast_on_cpu(x) and weight.dtype is x.dtype:
-        return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
-    return F.linear(x, weight, bias)
+    if not takes_product(x, weight, bias):
+        return F.linear(x, weight, bias)
+    if torch.is_grad_enabled() and x.requires_grad:
+        return _Linear.apply(x, weight, bias)
+    return product(x, weight, bias)
+
+
+def takes_product(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
+    """Whether ``product`` computes these, and a gradient is wanted of ``x`` at most."""
+    return _ONEDNN and weight.dtype is x.dtype and fast_on_cpu(x, weight, bias)
+
+
+def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """``F.linear`` by oneDNN, past autograd. A transposed weight costs no more than a plain one."""
+    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+
+
+class _Linear(torch.autograd.Function):
+    """Keeps nothing but its weight."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(weight)
+        return product(x, weight, bias)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, None, None]:
+        (weight,) = ctx.saved_tensors
+        return product(grad, weight.t()), None, None
 
 
 def linear_(out: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
@@ -47,7 +89,7 @@ def linear_(out: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None) -> None
 
 def conv2d(x: Tensor, weight: Tensor, layer: nn.Conv2d) -> Tensor:
     """``layer`` with another weight; one of a single pixel is a linear layer of channels."""
-    if _is_pointwise(layer) and fast_on_cpu(x):
+    if is_pointwise(layer) and fast_on_cpu(x):
         return linear(x.permute(0, 2, 3, 1), weight.flatten(1), layer.bias).permute(0, 3, 1, 2)
     return F.conv2d(
         x, weight, layer.bias, layer.stride, layer.padding, layer.dilation, layer.groups
@@ -66,7 +108,8 @@ class PackedConv:
     def __call__(self, x: Tensor) -> Tensor:
         layer = self.layer
         weight, at = layer.weight, (layer.padding, layer.stride, layer.dilation, layer.groups)
-        if _is_pointwise(layer) or not self._pays(x):
+        recorded = torch.is_grad_enabled() and x.requires_grad
+        if is_pointwise(layer) or recorded or not self._pays(x):
             return conv2d(x, weight, layer)
         key = (weight.data_ptr(), weight._version)
         if key != self._key:
@@ -85,6 +128,7 @@ class PackedConv:
         return larger and plain and _ONEDNN and isinstance(self.layer.padding, tuple)
 
 
-def _is_pointwise(layer: nn.Conv2d) -> bool:
+def is_pointwise(layer: nn.Conv2d) -> bool:
+    """Whether the convolution is a linear layer of channels."""
     plain = layer.kernel_size == layer.stride == (1, 1) and layer.groups == 1
     return plain and layer.padding in ((0, 0), "valid", "same")

@@ -59,6 +59,7 @@ class Executor:
         row_text: RowText | None = None,
         static: bool = False,
         graphs: Hashable | None = None,
+        gradients: bool = False,
     ) -> None:
         """Hook the adapted layers and make their weights for these subsets.
 
@@ -66,14 +67,15 @@ class Executor:
         (subsets * batch, tokens, D) and pooled ones (subsets * batch, D) or None; else, and for
         None, every subset reads those of the UNet call. ``static`` weights stay where they are and
         do not ask the host which rows carry which subset. ``graphs``, for static ones, has steps
-        recorded and replayed; it names what they depend on beside the weights.
+        recorded and replayed; it names what they depend on beside the weights. ``gradients``:
+        ``run_tapped`` will be asked for some.
         """
         if self._kept_graphs is not None and len(subsets) != len(self._subsets):
             self._kept_graphs.clear()  # before other weights are made
         self._layers.attach(self.unet, adapters.layers)
         self._static = static
         with self._mode():
-            made = self.store.prepare(adapters, subsets, scale, weights, static)
+            made = self.store.prepare(adapters, subsets, scale, weights, static, gradients)
         self._state.use(made)
         self._subsets = subsets
         self._row_text = row_text

@@ -48,7 +48,7 @@ def _linear(module: nn.Linear, state: LayerState) -> Forward:
 def _conv(module: nn.Conv2d, state: LayerState) -> Forward:
     own = module.forward
     packed = PackedConv(module) if module.padding_mode == "zeros" else own
-    return lambda x: packed(x) if fast_on_cpu(x) else own(x)
+    return lambda x: packed(x) if fast_on_cpu(x, module.weight, module.bias) else own(x)
 
 
 def _geglu(module: GEGLU, state: LayerState) -> Forward:
@@ -67,7 +67,8 @@ def _feed_forward(module: FeedForward, state: LayerState) -> Forward:
 
     def forward(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         rows, gate = state.rows, module.net[0]
-        if args or kwargs or x.dim() != 3 or type(gate) is not GEGLU or not fast_on_cpu(x):
+        given = args or kwargs or torch.is_grad_enabled()  # a graph keeps every piece
+        if given or x.dim() != 3 or type(gate) is not GEGLU or not fast_on_cpu(x):
             return own(x, *args, **kwargs)
         pieces = _pieces(*x.shape[:2], LARGEST // (gate.proj.out_features * x.element_size()))
         if len(pieces) == 1:

@@ -253,9 +253,16 @@ class _Flow:
             self.hidden = self._attended(attention, hidden)
             return
         # Nothing is shared, and a few rows stay in the processor's caches.
-        self.hidden = torch.empty_like(hidden)
-        for start, stop, self.state.rows in rows.parts:
-            self.hidden[start:stop] = self._attended(attention, hidden[start:stop])
+        out, recorded = [], torch.is_grad_enabled()
+        self.hidden = hidden if recorded else torch.empty_like(hidden)
+        parts = hidden.split([stop - start for start, stop, _ in rows.parts])
+        for part, (start, stop, self.state.rows) in zip(parts, rows.parts, strict=True):
+            if recorded:
+                out.append(self._attended(attention, part))
+            else:
+                self.hidden[start:stop] = self._attended(attention, part)
+        if recorded:
+            self.hidden = torch.cat(out)
         self.state.rows = rows
 
     def _attended(self, attention: nn.Module, hidden: Tensor) -> Tensor:

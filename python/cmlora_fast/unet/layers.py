@@ -15,6 +15,7 @@ from ..adapters import AdaptedLayer
 from .fast import fast_modules
 from .patches import Patches
 from .rows import Rows, rows_of
+from .tap import TapProcessor
 
 __all__ = ["LayerHooks", "LayerState"]
 
@@ -64,6 +65,8 @@ class LayerState:
             return name is None or getattr(self.weights.get(name), "apart", False)
         if isinstance(module, nn.Linear | nn.Conv2d):
             return False
+        if isinstance(getattr(module, "processor", None), TapProcessor):
+            return False  # it sums maps over layers, all rows of a chunk at once
         return all(map(self._is_apart, module.children()))
 
     def drop_text(self) -> None:
