@@ -17,6 +17,7 @@ from .models import call_inputs, load_adapters, sd_pipeline
 __all__ = ["CONTENDERS", "Contender", "Stage", "available"]
 
 INTERVAL = 3  # of feature caching in DeepCache and in Merge
+PAIR = 2  # an unconditional and a conditional row
 DEEPCACHE_BRANCH = 2  # reuses exactly what our default cut reuses, so both do equal work
 
 
@@ -29,14 +30,14 @@ class Contender:
         against: Contenders that its time is compared with; its image equals that of the first,
             to rounding, where ``same`` is true.
         uncached: Contender that paints its image without feature caching; "" where it caches none.
-        heavy: Takes several times as long as one plain image, and is painted half as often.
+        max_rows: Of ours: the rows of a batch.
     """
 
     what: str
     against: tuple[str, ...] = ()
     same: bool = False
     uncached: str = ""
-    heavy: bool = False
+    max_rows: int | None = None
 
 
 CONTENDERS = {
@@ -50,27 +51,35 @@ CONTENDERS = {
         f"cmlora_fast Merge, interval {INTERVAL}", ("deepcache", "peft"), True, uncached="lossless"
     ),
     "switch": Contender("cmlora_fast Switch", ("peft_one",)),
-    "composite_loop": Contender("sequential Composite", ("peft_one",), heavy=True),
-    "composite": Contender("cmlora_fast Composite", ("composite_loop",), True, heavy=True),
-    "cmlora_loop": Contender(
-        "sequential CMLoRA", ("composite_loop",), uncached="cmlora_uncached", heavy=True
+    "composite_loop": Contender("sequential Composite", ("peft_one",)),
+    "composite": Contender("cmlora_fast Composite", ("composite_loop",), True),
+    "composite_pairs": Contender(
+        "Composite, two rows at a time", ("composite_loop",), True, max_rows=PAIR
     ),
+    "cmlora_loop": Contender("sequential CMLoRA", ("composite_loop",), uncached="cmlora_uncached"),
     "cmlora": Contender(
         "cmlora_fast CMLoRA",
         ("cmlora_loop", "composite_loop", "peft_one"),
         True,
         uncached="cmlora_uncached",
-        heavy=True,
+    ),
+    "cmlora_pairs": Contender(
+        "CMLoRA, two rows at a time",
+        ("cmlora_loop", "composite_loop", "peft_one"),
+        True,
+        uncached="cmlora_uncached",
+        max_rows=PAIR,
     ),
 }
-MAX_ROWS = 2  # an unconditional and a conditional row: what a CPU runs fastest (docs/tuning.md)
 OURS = {
     "lossless": None,
     "lossless_delta": None,
     "merge": cf.Merge(cache_interval=INTERVAL),
     "switch": cf.Switch(),
     "composite": cf.Composite(),
+    "composite_pairs": cf.Composite(),
     "cmlora": cf.CMLoRA(),
+    "cmlora_pairs": cf.CMLoRA(),
     "cmlora_uncached": cf.CMLoRA(cache_interval=1),
 }
 
@@ -107,7 +116,8 @@ class Stage:
         pipe = self.pipe_of(name)
         if pipe is not None:
             weights = "delta" if pipe is self.delta else "fold"
-            cf.enable(pipe, OURS[name], weights=weights, max_rows=MAX_ROWS)
+            max_rows = CONTENDERS[name].max_rows if name in CONTENDERS else None
+            cf.enable(pipe, OURS[name], weights=weights, max_rows=max_rows)
         elif name == "deepcache":
             from DeepCache import DeepCacheSDHelper
 

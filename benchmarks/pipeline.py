@@ -40,7 +40,7 @@ def run(
         latents: Sides of the latents.
         steps: Denoising steps, guided.
         adapters: Numbers N of adapters, each measured by itself.
-        images: Timed images of every heavy contender; twice as many of the others.
+        images: Timed images of every contender.
         names: Contenders.
         advance: Called for every image.
     """
@@ -57,9 +57,7 @@ def run(
 
 def painted_images(adapters: Sequence[int], images: int, names: Sequence[str]) -> int:
     """How many images ``run`` paints, warm-up included."""
-    heavy = sum(CONTENDERS[name].heavy for name in names)
-    each = len(names) + images * (2 * len(names) - heavy) + len(_references(names))
-    return len(adapters) * each
+    return len(adapters) * ((1 + images) * len(names) + len(_references(names)))
 
 
 def merged(before: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:
@@ -95,7 +93,7 @@ def _measure(
         advance(0, description=f"N={count}: {name}")
         pictures[name] = _painted(stage, name, steps)[1]
         advance()
-    for name in _ready(stage, _order(names, images)):
+    for name in _ready(stage, [*names] * images):
         advance(0, description=f"N={count}: {name}")
         seconds, pictures[name] = _painted(stage, name, steps)
         records[name]["seconds"].append(seconds)
@@ -105,13 +103,6 @@ def _measure(
         record |= _differences(name, pictures)
     stage.rest()
     return list(records.values())
-
-
-def _order(names: Sequence[str], images: int) -> list[str]:
-    """Light, heavy, light, and again: everyone in turn, all through the run."""
-    light = [name for name in names if not CONTENDERS[name].heavy]
-    heavy = [name for name in names if CONTENDERS[name].heavy]
-    return (light + heavy + light) * images
 
 
 def _references(names: Sequence[str]) -> list[str]:

@@ -180,7 +180,7 @@ class Engine:
             cache = self._executor.new_cache(find_cut(self._border.unet, *position))
         if reason is None and schedule.reuse:
             warn_of_caching(self._border.scheduler, expected)
-        self.summary = self._summary(reason)
+        self.summary = self._summary(reason, inputs)
         self._run = Run(schedule, order, expected, self.summary, cache, self.settings.record)
         if static:
             self._run.lazy = True
@@ -238,7 +238,7 @@ class Engine:
             inputs.sample,
             self._border.unet.config.out_channels,
         )
-        self.summary = self._summary("every row is full")
+        self.summary = self._summary("every row is full", inputs)
         self.summary.rows = prompts.rows
         self._run = Run(schedule, order, expected, self.summary, None, self.settings.record)
 
@@ -308,8 +308,8 @@ class Engine:
 
     # --- what the pipeline knows ----------------------------------------------------------------
 
-    def _summary(self, no_cache: str | None) -> Summary:
-        device, report = self._border.unet.device, self._executor.store.report
+    def _summary(self, no_cache: str | None, inputs: UNetInputs) -> Summary:
+        device, report = inputs.sample.device, self._executor.store.report
         return new_summary(self.settings, self._adapters.names, report, no_cache, device)
 
     def _graphs_report(self) -> dict[str, Any]:

@@ -16,7 +16,7 @@ EQUAL = 1e-5  # largest difference of final latents over the largest latent
 def measured():
     names = [name for name in contenders.CONTENDERS if contenders.available(name)]
     size = dict(channels=(32, 32, 32, 32), latents=16, steps=5)
-    return pipeline.run(**size, adapters=[2], images=1, names=names)
+    return pipeline.run(**size, adapters=[2], images=2, names=names)
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +30,9 @@ def records(measured):
         ("lossless", "peft"),
         ("lossless_delta", "peft"),
         ("composite", "composite_loop"),
+        ("composite_pairs", "composite_loop"),
         ("cmlora", "cmlora_loop"),
+        ("cmlora_pairs", "cmlora_loop"),
     ],
 )
 def test_rivals_paint_the_same_image(records, ours, rival):
@@ -107,11 +109,27 @@ def test_parts_add_up(cmlora, tmp_path):
     assert {"machine", "versions", "arguments", "date", "commit", "rates", "work"} <= set(report)
     code, out, _ = cmlora(*part, "--adapters", 1, "--json")
     rows = json.loads(out)["rows"]
-    assert {row["contender"]: row["images"] for row in rows} == {"peft": 4, "lossless": 4}
+    assert {row["contender"]: row["images"] for row in rows} == {"peft": 2, "lossless": 2}
     assert len(list(tmp_path.glob("pipeline-tiny-*.json"))) == 1
     assert len(list(tmp_path.glob("pipeline-tiny-*.png"))) == 2
     code, _, err = cmlora("bench", "pipeline", "--channels", "tiny", *part[3:], "--adapters", 1)
     assert code == 1 and "--out: " in err and "latents 16, this run 32" in err
+
+
+def test_profile(cmlora, tmp_path):
+    part = ["bench", "pipeline", "--quick", "--profile", "--contenders", "peft,composite"]
+    code, out, _ = cmlora(*part, "--adapters", 2, "--json", "--out", tmp_path)
+    assert code == 0
+    report = json.loads(out)
+    (found,) = report["results"]
+    assert sum(kind["seconds"] for kind in found["kinds"]) == pytest.approx(found["seconds"])
+    kinds = {kind["kind"]: kind for kind in found["kinds"]}
+    for kind in ("convolution", "linear", "attention"):
+        assert kinds[kind]["calls"] and kinds[kind]["limit"] > 0
+    assert kinds["elementwise"]["calls"] and kinds["norm"]["calls"]
+    limit = 2 * 2 * 4 * sum(report["work"]["full"].values()) / max(report["rates"].values())
+    assert sum(kind["limit"] for kind in found["kinds"]) == pytest.approx(limit, rel=1e-3)
+    assert len(list(tmp_path.glob("profile-tiny-*.json"))) == 1
 
 
 def test_throughput(cmlora, tmp_path):

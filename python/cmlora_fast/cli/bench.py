@@ -66,6 +66,9 @@ def kernels(
         show(report)
 
 
+PROFILED = ("lossless", "composite", "cmlora")
+
+
 class Measured(str, Enum):
     all = "all"
     clora = "clora"
@@ -90,7 +93,7 @@ def pipeline(
     latents: Annotated[int, typer.Option(min=8, help="Sides of the latents.")] = 32,
     steps: Annotated[int, typer.Option(min=2, help="Denoising steps.")] = 10,
     images: Annotated[
-        int, typer.Option(min=1, help="Timed images; twice as many of the quick contenders.")
+        int, typer.Option(min=1, help="Timed images of every contender, in turns.")
     ] = 2,
     contenders: Annotated[
         str | None, typer.Option(help="Names from the table, separated by commas; default: all.")
@@ -100,11 +103,15 @@ def pipeline(
     method: Annotated[
         Measured, typer.Option(help="clora: that method alone, against its own loop.")
     ] = Measured.all,
+    profile: Annotated[
+        bool, typer.Option("--profile", help="Instead: where the seconds of our images go.")
+    ] = False,
     as_json: AsJson = False,
     out: Out = None,
 ) -> None:
     """Time images by diffusers + PEFT, plain loops, DeepCache and cmlora_fast, in turns."""
     from ..benchmarks.contenders import CONTENDERS
+    from . import bench_losses
     from . import bench_pipeline as verb
     from .quiet import quiet
     from .report import print_json
@@ -117,6 +124,9 @@ def pipeline(
         chosen = names("--contenders", contenders, CONTENDERS)
         if method is Measured.clora:
             report = verb.run_clora(channels.value, latents, steps, counts, images)
+        elif profile:
+            verb, given = bench_losses, (channels.value, latents, steps, max(counts))
+            report = verb.run(*given, chosen if contenders else PROFILED, out)
         else:
             report = verb.run(channels.value, latents, steps, counts, images, chosen, out)
     if as_json:

@@ -97,18 +97,17 @@ class LayerHooks:
         adapted = {layer.module for layer in layers}
         text = _text_modules(unet)
         modules = [layer.module for layer in layers] + [m for m in text if m not in adapted]
-        if (unet.device, modules) == self._hooked:
+        device = unet.device  # diffusers walks over all modules to tell
+        if (device, modules) == self._hooked:
             return
         self.detach()
-        for module, fast in (
-            list(fast_modules(unet, self._state)) if unet.device.type == "cpu" else ()
-        ):
+        for module, fast in list(fast_modules(unet, self._state)) if device.type == "cpu" else ():
             self._patches.set(module, "forward", _in_a_run(module.forward, fast, self._state))
         self._state.hooked = dict.fromkeys(text) | {layer.module: layer.name for layer in layers}
         for module, name in self._state.hooked.items():
             hook = _hook(module, name, module in text, self._state)
             self._patches.set(module, "forward", hook)
-        self._hooked, self._text = (unet.device, modules), tuple(text)
+        self._hooked, self._text = (device, modules), tuple(text)
 
     def make_text(self) -> None:
         """All keys and values at once: a replayed step runs none of the code that makes them."""

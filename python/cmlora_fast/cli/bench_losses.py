@@ -1,0 +1,64 @@
+"""The profile of ``cmlora bench pipeline --profile``: its document and table."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from .bench_pipeline import CHANNELS
+from .bench_record import place, provenance, write
+from .report import document, print_table
+
+__all__ = ["run", "show"]
+
+COLUMNS = ["kind of layer", "calls", "seconds", "limit s", "lost s"]
+
+
+def run(
+    channels: str, latents: int, steps: int, adapters: int, names: Sequence[str], out: Path | None
+) -> dict[str, Any]:
+    """The document of one run."""
+    import torch
+
+    from ..benchmarks import losses
+
+    arguments = {
+        "channels": list(CHANNELS[channels]),
+        "latents": latents,
+        "steps": steps,
+        "threads": torch.get_num_threads(),
+        "dtype": "float32",
+        "adapters": adapters,
+        "contenders": names,
+    }
+    report = document("bench pipeline --profile", arguments, **provenance())
+    report |= losses.run(
+        channels=CHANNELS[channels], latents=latents, steps=steps, adapters=adapters, names=names
+    )
+    if out is not None:
+        write(report, place(report, out, f"profile-{channels}"))
+    return report
+
+
+def show(report: dict[str, Any]) -> None:
+    """One table per contender."""
+    rate = max(report["rates"].values())
+    print(f"limit: operations without LoRA at {rate / 1e9:.0f} GFLOP/s, the best rate measured")
+    for found in report["results"]:
+        limit = sum(kind["limit"] for kind in found["kinds"])
+        total = {"kind": "all", "calls": None, "seconds": found["seconds"], "limit": limit}
+        rows = [
+            [
+                kind["kind"],
+                "" if kind["calls"] is None else kind["calls"],
+                f"{kind['seconds']:.3f}",
+                f"{kind['limit']:.3f}",
+                f"{kind['seconds'] - kind['limit']:.3f}",
+            ]
+            for kind in (*found["kinds"], total)
+        ]
+        title = (
+            f"{found['contender']}, {found['adapters']} adapter(s): {limit / found['seconds']:.0%}"
+        )
+        print_table(f"{title} of the limit", COLUMNS, rows)
