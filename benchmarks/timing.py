@@ -22,7 +22,8 @@ def paired_ms(
 ) -> dict[str, Timing]:
     """Wall time of each callable, in rounds A B A B so that all meet the same machine.
 
-    A round repeats a short callable until it takes a millisecond, and counts the mean.
+    A round repeats a short callable until it takes a millisecond, and counts the mean. A call that
+    is not counted goes before, so that each finds the caches as it leaves them itself.
     """
     repeats = {name: _repeats(call) for name, call in calls.items()}
     times = {name: [] for name in calls}
@@ -40,6 +41,7 @@ def _repeats(call: Callable[[], object]) -> int:
 
 
 def _elapsed_ms(call: Callable[[], object], repeats: int) -> float:
+    call()
     _synchronize()
     start = time.perf_counter()
     for _ in range(repeats):

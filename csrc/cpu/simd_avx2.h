@@ -48,6 +48,15 @@ struct Avx2Simd {
     _mm_storeu_si128(reinterpret_cast<__m128i*>(to), bits);
   }
 
+  // The lower and the upper halves of p and q, lane by lane in turn: p, q, p, q, ...
+  static Reg mix_low(Reg p, Reg q) {
+    return _mm256_permute2f128_ps(_mm256_unpacklo_ps(p, q), _mm256_unpackhi_ps(p, q), 0x20);
+  }
+
+  static Reg mix_high(Reg p, Reg q) {
+    return _mm256_permute2f128_ps(_mm256_unpacklo_ps(p, q), _mm256_unpackhi_ps(p, q), 0x31);
+  }
+
   static Reg add(Reg p, Reg q) { return _mm256_add_ps(p, q); }
   static Reg sub(Reg p, Reg q) { return _mm256_sub_ps(p, q); }
   static Reg mul(Reg p, Reg q) { return _mm256_mul_ps(p, q); }

@@ -46,6 +46,18 @@ struct Avx512Simd {
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), bits);
   }
 
+  // The lower and the upper halves of p and q, lane by lane in turn: p, q, p, q, ...
+  static Reg mix_low(Reg p, Reg q) {
+    const __m512i order = _mm512_setr_epi32(0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+    return _mm512_permutex2var_ps(p, order, q);
+  }
+
+  static Reg mix_high(Reg p, Reg q) {
+    const __m512i order =
+        _mm512_setr_epi32(8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
+    return _mm512_permutex2var_ps(p, order, q);
+  }
+
   static Reg add(Reg p, Reg q) { return _mm512_add_ps(p, q); }
   static Reg sub(Reg p, Reg q) { return _mm512_sub_ps(p, q); }
   static Reg mul(Reg p, Reg q) { return _mm512_mul_ps(p, q); }

@@ -28,6 +28,10 @@ struct ScalarSimd {
     for (int64_t i = 0; i < kWidth; ++i) from_float(value.lane[i], to + i);
   }
 
+  // The lower and the upper halves of p and q, lane by lane in turn: p, q, p, q, ...
+  static Reg mix_low(Reg p, Reg q) { return {{p.lane[0], q.lane[0], p.lane[1], q.lane[1]}}; }
+  static Reg mix_high(Reg p, Reg q) { return {{p.lane[2], q.lane[2], p.lane[3], q.lane[3]}}; }
+
   static Reg add(Reg p, Reg q) {
     for (int64_t i = 0; i < kWidth; ++i) p.lane[i] += q.lane[i];
     return p;
