@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from cmlora_fast import ops
 from cmlora_fast.ops import backends, reference
+from cmlora_fast.ops.radial_amplitude import kernels_for
 
 from .baselines import BASELINES
 from .kernel_cases import CASES
@@ -77,7 +78,8 @@ def ours_of(name: str) -> str:
 
 def ran(op: str, tensor: torch.Tensor) -> str:
     """Which version a call takes: instruction set, or that it is handed over to torch."""
-    backend = backends.pick(op, tensor, ("cpu",), matmul=op in MATMULS)
+    kernels = kernels_for(*tensor.shape[2:]) if op == "radial_amplitude" else ("cpu",)
+    backend = backends.pick(op, tensor, kernels, matmul=op in MATMULS)
     return backends.ISAS[backends.isa()] if backend == "cpu" else "handed over to torch"
 
 

@@ -121,6 +121,11 @@ class PackedConv:
             x, self._packed, layer.bias, padding, stride, dilation, groups, "none", [], ""
         )
 
+    @property
+    def bytes(self) -> int:
+        """Of the packed copy, if there is one."""
+        return 0 if self._packed is None else self._source.numel() * self._source.element_size()
+
     def _pays(self, x: Tensor) -> bool:
         weight = self.layer.weight
         larger = weight.numel() > x.numel()  # else its order costs little beside the convolution

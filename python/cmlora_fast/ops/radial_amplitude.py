@@ -1,5 +1,7 @@
 """How much of an image's spectrum lies in its high frequencies."""
 
+import functools
+
 import torch
 from torch import Tensor
 
@@ -8,6 +10,27 @@ from . import reference
 from ._check import DTYPES, check_floats, last_contiguous, shape_error
 from ._register import register
 from .backends import launch, pick
+
+# Largest prime factor of a side that the CPU kernel takes: it sums over a factor p in p² steps,
+# which torch's library beats from here on.
+LARGEST_FACTOR = 47
+
+
+def kernels_for(height: int, width: int) -> tuple[str, ...]:
+    """The kernels that do not lose to torch at this size."""
+    slow = max(_largest_factor(height), _largest_factor(width)) > LARGEST_FACTOR
+    return ("cuda",) if slow else ("cpu", "cuda")
+
+
+@functools.cache
+def _largest_factor(n: int) -> int:
+    p = 2
+    while p * p <= n:
+        if n % p == 0:
+            n //= p
+        else:
+            p += 1
+    return n
 
 
 def _fake(latents, cutoff=0.2, log=False):
@@ -43,7 +66,7 @@ def radial_amplitude(
         raise shape_error(op, "latents [B, C, H, W], contiguous in W", latents)
     if not cutoff >= 0:
         raise ValueError(f"{op}: expected cutoff >= 0; got {cutoff}")
-    backend = pick(op, latents, ("cpu", "cuda"))
+    backend = pick(op, latents, kernels_for(*latents.shape[2:]))
     if backend == "torch":
         return reference.radial_amplitude(latents.detach(), cutoff, log)
     mean, profile = _fake(latents)

@@ -47,7 +47,10 @@ def _linear(module: nn.Linear, state: LayerState) -> Forward:
 
 def _conv(module: nn.Conv2d, state: LayerState) -> Forward:
     own = module.forward
-    packed = PackedConv(module) if module.padding_mode == "zeros" else own
+    if module.padding_mode != "zeros":
+        return own
+    packed = PackedConv(module)
+    state.packed.append(packed)
     return lambda x: packed(x) if fast_on_cpu(x, module.weight, module.bias) else own(x)
 
 
