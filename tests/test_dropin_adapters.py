@@ -24,8 +24,9 @@ def same(pipe, limit=RUN, options=(), **given):
     return torch.equal(got, want) if limit == 0 else relative(got, want) < limit
 
 
-def test_no_adapter_loaded_is_the_plain_pipeline_bit_for_bit():
-    assert same(helpers.pipeline("sd", "one_layer"), 0)
+@pytest.mark.parametrize("options", [{}, {"record": True}, {"max_rows": 1}])
+def test_no_adapter_loaded_is_the_plain_pipeline_bit_for_bit(options):
+    assert same(helpers.pipeline("sd", "one_layer"), 0, options)
 
 
 @pytest.mark.parametrize("method", [None, "merge", "switch", "composite", cf.CMLoRA()])

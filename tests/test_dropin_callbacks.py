@@ -51,8 +51,9 @@ def test_callback_replaces_prompt_embeds(pipe):
     assert compare(pipe, make, callback_on_step_end_tensor_inputs=tensors) < RUN
 
 
-def test_callback_writes_into_prompt_embeds(pipe):
-    """The same tensor object with another version."""
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_callback_writes_into_prompt_embeds(pipe, mode):
+    """The same tensor object; with another version, where tensors have one."""
 
     def make():
         def write(pipe, i, t, tensors):
@@ -63,7 +64,8 @@ def test_callback_writes_into_prompt_embeds(pipe):
         return write
 
     tensors = ["latents", "prompt_embeds"]
-    assert compare(pipe, make, callback_on_step_end_tensor_inputs=tensors) < RUN
+    with mode():
+        assert compare(pipe, make, callback_on_step_end_tensor_inputs=tensors) < RUN
 
 
 def stop_guidance():
@@ -93,6 +95,18 @@ def test_methods_survive_a_shrinking_batch(pipe, method):
     assert got.isfinite().all()
     assert torch.equal(got, again)
     assert rows == [2 * per_image] * 4 + [per_image] * 4
+
+
+def test_features_of_a_shrinking_batch(pipe):
+    """What is left of the batch are its last rows; the others are marked."""
+    given = dict(callback_on_step_end_tensor_inputs=["prompt_embeds"], num_inference_steps=8)
+    with cf.accelerate(pipe, "composite", record=True):
+        call(pipe, callback_on_step_end=stop_guidance(), **given)
+        features = cf.summary(pipe).features["character_1"]
+        call(pipe, num_inference_steps=2)  # and the next call runs
+    assert features.shape[:2] == (8, 2)
+    assert features[:4].isfinite().all() and features[4:, 1].isfinite().all()
+    assert features[4:, 0].isnan().all()
 
 
 def test_callback_replaces_latents(pipe):

@@ -109,6 +109,34 @@ def test_set_adapters_in_a_callback_holds_from_the_next_call(pipe):
     assert torch.equal(run(pipe), want)
 
 
+@pytest.mark.parametrize("method", [None, "composite", "cmlora"])
+def test_adapters_that_come_after_enable(method):
+    """PEFT puts layers of its own in the place of others, conv_in among them."""
+    pipe = helpers.pipeline("sd", "dummy")
+    cf.enable(pipe, method)
+    run(pipe)
+    adapters.add_many(pipe, NAMES[:1], adapters.EVERYTHING)
+    got = run(pipe)
+    cf.disable(pipe)
+    assert method == "cmlora" or relative(got, run(pipe)) < RUN
+    with cf.accelerate(pipe, method):
+        assert torch.equal(run(pipe), got)
+
+
+def test_fused_and_unloaded(pipe):
+    """diffusers' own advice for speed; the weights then hold the adapters, and others may come."""
+    cf.enable(pipe, "composite")
+    run(pipe)
+    pipe.fuse_lora()
+    pipe.unload_lora_weights()
+    got, want = run(pipe), run(cf.disable(pipe))
+    assert torch.equal(got, want)
+    cf.enable(pipe, "composite")
+    adapters.add_many(pipe, ["object_1"], adapters.EVERYTHING)
+    got, want = run(pipe), run(cf.disable(pipe))
+    assert relative(got, want) < RUN
+
+
 def image_to_image(pipe):
     other = diffusers.StableDiffusionImg2ImgPipeline(
         **pipe.components, requires_safety_checker=False

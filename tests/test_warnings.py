@@ -4,6 +4,7 @@ import warnings
 
 import cmlora_fast as cf
 import pytest
+import torch
 
 from . import adapters, helpers
 from .helpers import call
@@ -46,6 +47,17 @@ def test_no_warning_without_caching(pipe, method, scheduler):
     pipe.scheduler = helpers.SCHEDULERS[scheduler]()
     ours = [text for text in warned(pipe, method, num_inference_steps=2) if "cach" in text]
     assert not ours
+
+
+@pytest.mark.parametrize(
+    ("method", "count"), [("switch", 1), ("cmlora", 1), ("composite", 0), (None, 0)]
+)
+@torch.no_grad()
+def test_unet_call_outside_a_schedule(pipe, method, count):
+    with warnings.catch_warnings(record=True) as caught, cf.accelerate(pipe, method):
+        warnings.simplefilter("always")
+        pipe.unet(**helpers.unet_inputs(pipe))
+    assert len([w for w in caught if "set_timesteps" in str(w.message)]) == count
 
 
 def test_warned_pipeline_is_as_before(pipe):

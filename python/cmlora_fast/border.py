@@ -1,4 +1,4 @@
-"""The hooks at a pipeline's border: the UNet's forward, the scheduler's step and encode_prompt."""
+"""The hooks at a pipeline's border: its UNet, its scheduler and encode_prompt."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ __all__ = ["Border"]
 class Border:
     """Calls ``owner`` where a pipeline starts a call, runs its UNet and steps its scheduler.
 
-    ``owner`` has ``start(encode)``, ``unet_call(plain, args, kwargs)``, ``take_correction()`` and
-    ``after_step(latents)``.
+    ``owner`` has ``start(encode)``, ``new_schedule()``, ``unet_call(plain, args, kwargs)``,
+    ``take_correction()`` and ``after_step(latents)``.
     Every hook is an instance attribute and keeps the signature of what it shadows: pipelines ask
     for it to find out whether a scheduler takes ``eta`` and ``generator``.
     """
@@ -70,9 +70,11 @@ class Border:
             return
         self._scheduler_patches.restore()
         self.scheduler = scheduler
-        if hasattr(scheduler, "step"):
-            hook = _shadow(scheduler.step, self._scheduler_step)
-            self._scheduler_patches.set(scheduler, "step", hook)
+        hooks = {"step": self._scheduler_step, "set_timesteps": self._set_timesteps}
+        for name, hook in hooks.items():
+            if hasattr(scheduler, name):
+                hook = _shadow(getattr(scheduler, name), hook)
+                self._scheduler_patches.set(scheduler, name, hook)
 
     def timesteps(self) -> int:
         """T: the pipeline's own count, which img2img shortens, or the scheduler's."""
@@ -105,6 +107,11 @@ class Border:
         if self.unet is None:
             return original(*args, **kwargs)
         return self._owner.start(functools.partial(original, *args, **kwargs))
+
+    def _set_timesteps(self, original: Callable, *args, **kwargs):
+        if self.unet is not None:
+            self._owner.new_schedule()
+        return original(*args, **kwargs)
 
     def _scheduler_step(self, original: Callable, *args, **kwargs):
         if self.unet is not None:

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from .clora_method import CLoRA
-from .methods import Method
+from .methods import CMLoRA, Method, Switch
 from .prompts import RowPrompts
 from .refresh import reuses
 from .stepplan import Measure
@@ -24,6 +24,7 @@ __all__ = [
     "check_names",
     "input_scale",
     "warn_of_caching",
+    "warn_of_lone_call",
 ]
 
 FEW_STEPS = 8  # below this, features differ too much from step to step to be reused unseen
@@ -72,7 +73,7 @@ def check_band(measure: Measure | None, size: tuple[int, int]) -> None:
 
 
 def warn_of_caching(scheduler: Any, steps: int) -> None:
-    """Warn where reused features are known to hurt. ``steps`` 0: not known."""
+    """Warn where reused features are known to hurt."""
     name = type(scheduler).__name__
     algorithm = getattr(getattr(scheduler, "config", None), "algorithm_type", None) or ""
     if "Ancestral" in name or algorithm.startswith("sde"):
@@ -81,10 +82,20 @@ def warn_of_caching(scheduler: Any, steps: int) -> None:
             "lower quality, or set cache_interval=1",
             stacklevel=2,
         )
-    if 0 < steps < FEW_STEPS:
+    if steps < FEW_STEPS:
         warnings.warn(
             f"{steps} steps with feature caching: below {FEW_STEPS} steps the features change "
             "much from one to the next; use more steps or cache_interval=1",
+            stacklevel=2,
+        )
+
+
+def warn_of_lone_call(method: Method, adapters: Collection[str]) -> None:
+    """Warn where a UNet call that belongs to no schedule runs as the only step of one."""
+    if reuses(method) or (isinstance(method, Switch | CMLoRA) and len(adapters) > 1):
+        warnings.warn(
+            f"{type(method).__name__}: a UNet call beyond the scheduler's timesteps, or without "
+            "scheduler.set_timesteps before it, runs as the first step of the method",
             stacklevel=2,
         )
 

@@ -132,7 +132,7 @@ class Contrast:
     ) -> tuple[Tensor | None, Tensor, Tensor]:
         """Predictions (if ``whole``), maps (J * batch, queries, K) and dL/dz at ``z``."""
         leaf = z.detach().requires_grad_(True)
-        spans = self._table(inputs.batch).spans(self._max_rows)
+        spans = self._executor.spans(self._table(inputs.batch), self._max_rows)
         raw = None
         if len(spans) > 1:
             # The loss compares the maps of all rows, but only one chunk's graph is to be alive:
@@ -170,7 +170,7 @@ class Contrast:
         if not self._reads_maps:
             return self._executor.run(plain, call, rows, self._max_rows, None), None
         noise, maps = [], []
-        for span in rows.spans(self._max_rows):
+        for span in self._executor.spans(rows, self._max_rows):
             with self._tap.listening(stage_size(z.shape), self._columns):
                 noise.append(self._executor.run_span(plain, call, rows, span, None))
                 maps.append(self._tap.maps())

@@ -21,6 +21,7 @@ from .checks import (
     check_names,
     input_scale,
     warn_of_caching,
+    warn_of_lone_call,
 )
 from .clora_method import CLoRA
 from .contrast import Contrast
@@ -96,20 +97,18 @@ class Engine:
     # --- called from the border ---------------------------------------------------------------
 
     def start(self, encode: Callable[[], Any]) -> Any:
-        """A pipeline call begins: read the adapters, forget the last call, encode the prompt."""
-        self._drop_run()
-        self._border.follow_scheduler()
-        if self._border.pipe.unet is not self._border.unet:
-            self._follow_unet()
-        self._adapters = self.check(self.settings)
-        self._armed = True
-        # The pipeline sets its step count anew before the first UNet call: an old one would lie.
-        self._steps_before = self._border.pipe.__dict__.pop("_num_timesteps", None)
+        """A pipeline call begins: encode its prompt."""
+        self._arm()
         if isinstance(self.settings.method, CLoRA):
             names = self._adapters.names
             self._prompts = encode_rows(self._border.pipe, self.settings.method, encode, names)
         with only_adapters(self._border.pipe, self._text_adapters()):
             return encode()
+
+    def new_schedule(self) -> None:
+        """Time steps are set: where no prompt was encoded before, a call or a loop begins here."""
+        if not self._armed and self._border.pipe is not None:
+            self._arm()
 
     def unet_call(self, plain: Callable[..., Any], args: tuple, kwargs: dict[str, Any]) -> Any:
         """One UNet call of the pipeline, whose answer has the shape that the pipeline expects."""
@@ -145,6 +144,17 @@ class Engine:
 
     # --- a run --------------------------------------------------------------------------------
 
+    def _arm(self) -> None:
+        """Forget the last call and read the adapters; the next UNet call begins a run."""
+        self._drop_run()
+        self._border.follow_scheduler()
+        if self._border.pipe.unet is not self._border.unet:
+            self._follow_unet()
+        self._adapters = self.check(self.settings)
+        self._armed = True
+        # The pipeline sets its step count anew before the first UNet call: an old one would lie.
+        self._steps_before = self._border.pipe.__dict__.pop("_num_timesteps", None)
+
     def _begin(self, inputs: UNetInputs) -> None:
         """At the first UNet call the pipeline knows its own number of steps."""
         expected, order = 0, 1
@@ -155,6 +165,7 @@ class Engine:
             self._drop_run()
             self._adapters = self.check(self.settings)
         self._armed = False
+        self._executor.look()
         method, T = self.settings.planned, max(1, -(-expected // order))
         if isinstance(method, CLoRA):
             self._begin_contrast(method, inputs, T, expected, order)
@@ -162,7 +173,8 @@ class Engine:
         schedule = plan(method, self._adapters.names, T, guided=self._border.guided())
         check_band(schedule.measure, inputs.sample.shape[-2:])
         reason = self._executor.opaque(inputs)
-        static = on_gpu(inputs.sample.device) and not torch.is_grad_enabled()
+        on_device = on_gpu(inputs.sample.device) and not torch.is_grad_enabled()
+        static = on_device and not self._executor.keeps_batch
         self._no_graphs = self._why_no_graphs(inputs, static, reason)
         self._executor.prepare(
             self._adapters,
@@ -172,16 +184,20 @@ class Engine:
             static=static,
             graphs=None if self._no_graphs else self.settings.backend,
         )
-        if not schedule.reuse and not self.settings.record:
+        base_alone = schedule.subsets == ((),)
+        if not schedule.reuse and (base_alone or not self.settings.record):
             reason = "the method reuses nothing"
         cache = None
         if reason is None:  # recording wants the features even where nothing is reused
             position = (method.cache_layer_id, method.cache_block_id)
             cache = self._executor.new_cache(find_cut(self._border.unet, *position))
-        if reason is None and schedule.reuse:
+        if expected == 0:
+            warn_of_lone_call(method, self._adapters.names)
+        elif reason is None and schedule.reuse:
             warn_of_caching(self._border.scheduler, expected)
         self.summary = self._summary(reason, inputs)
         self._run = Run(schedule, order, expected, self.summary, cache, self.settings.record)
+        self._run.keeps_batch = self._executor.keeps_batch
         if static:
             self._run.lazy = True
             if self.settings.max_rows is None and walks_on_device(schedule):
@@ -291,10 +307,10 @@ class Engine:
     def _drop_run(self) -> None:
         self._armed = False
         self._end_contrast()
-        if self._run is not None:
-            self._run.collect()
-            self._run.settle()
-            self._run = None
+        run, self._run = self._run, None
+        if run is not None:
+            run.collect()
+            run.settle()
         if self._executor is not None:
             self._executor.forget()
         if self._steps_before is not None:

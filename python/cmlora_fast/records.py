@@ -73,7 +73,8 @@ class Summary:
         rows: CLoRA: the rows as they ran, with the token positions that were found.
         maps: Recorded by CLoRA: (T, J, r, q, 77) attention of image 0.
         masks: Recorded by CLoRA: (T, J, h, w) of image 0.
-        features: Recorded: adapter -> (T, batch, C, h, w) features that entered the up block.
+        features: Recorded: adapter -> (T, batch, C, h, w) features that entered the up block; NaN
+            where a callback had shrunk the batch.
         profiles: Recorded: (T, bins) radial profile of image 0.
     """
 

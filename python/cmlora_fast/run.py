@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from . import ops
 from .contrast import ContrastStep
@@ -34,6 +35,7 @@ class Run:
         order: Evaluations per step of the scheduler.
         summary: Filled as the run goes.
         cache: Cached features, None if the run keeps none.
+        keeps_batch: Samples of one adapter run their deep part together or not at all.
         on_device: Decides where the host shall not wait for the device.
         lazy: What the device knows is written into the summary by ``settle``, not at each step.
         calls: UNet calls that the scheduler has answered.
@@ -45,6 +47,7 @@ class Run:
     summary: Summary
     cache: FeatureCache | None
     record: bool = False
+    keeps_batch: bool = False
     masks_of_subsets: Tensor | None = None
     on_device: DeviceWalk | None = None
     lazy: bool = False
@@ -94,9 +97,10 @@ class Run:
         groups = self.plan.steps[self.step].groups
         deep = []
         for position in range(len(groups)):
+            anyone = self.keeps_batch and any(choice.refresh[position] for choice in choices)
             for sample in range(batch):
                 row = position * batch + sample
-                refresh = choices[sample % images].refresh[position]
+                refresh = anyone or choices[sample % images].refresh[position]
                 if self.cache is None or refresh or row not in self.cache.filled:
                     deep.append(row)
         shares = tuple(choices[sample % images].weights for sample in range(batch))
@@ -286,9 +290,14 @@ class Run:
         if self.features:
             names = dict.fromkeys(name for kept in self.features for name in kept)
             self.summary.features = {
-                name: torch.stack([kept[name] for kept in self.features if name in kept])
+                name: _stacked([kept[name] for kept in self.features if name in kept])
                 for name in names
             }
+
+
+def _stacked(features: Sequence[Tensor]) -> Tensor:
+    """(T, batch, ...). NaN where a call had fewer rows, which are the last: guidance was off."""
+    return pad_sequence(features, True, float("nan"), padding_side="left")
 
 
 def _without_refresh(choice: Choice) -> Choice:

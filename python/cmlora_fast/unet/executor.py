@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any
@@ -19,7 +20,7 @@ from .inputs import UNetInputs
 from .layers import LayerHooks, LayerState
 from .rows import Chunk, Rows, StepRows, expand_rows, segments_of
 from .tap import TAP_LEVEL
-from .topology import Cut, Topology, freeu_is_on
+from .topology import Cut, Topology, freeu_is_on, processors_read_batch
 
 __all__ = ["Executor", "combine"]
 
@@ -35,7 +36,6 @@ class Executor:
     def __init__(self, unet: nn.Module):
         self.unet = unet
         self.store = WeightStore()
-        self._topology = Topology.of(unet)
         self._state = LayerState()
         self._layers = LayerHooks(self._state)
         self._denoiser: Denoiser | None = None
@@ -49,6 +49,12 @@ class Executor:
         self._static = False
         self._kept_graphs: StepGraphs | None = None
         self.graphs: StepGraphs | None = None
+        self.look()
+
+    def look(self) -> None:
+        """See the UNet as it is by now: layers may have been replaced, processors exchanged."""
+        self._topology = Topology.of(self.unet)
+        self.keeps_batch = processors_read_batch(self.unet)
 
     def prepare(
         self,
@@ -131,6 +137,10 @@ class Executor:
             return "FreeU is on"
         return "gradients are recorded" if torch.is_grad_enabled() else None
 
+    def spans(self, rows: StepRows, max_rows: int | None) -> list[tuple[int, int]]:
+        """Stretches (start, stop) of rows that run together: one adapter's, to keep the batch."""
+        return rows.spans(rows.batch if self.keeps_batch else max_rows)
+
     def step(
         self,
         plain: Callable[..., Any],
@@ -156,9 +166,9 @@ class Executor:
         cache: FeatureCache | None,
     ) -> Tensor:
         """Predictions (rows.count, C, H, W), group-major."""
-        inputs, spans = self._with_text(inputs), rows.spans(max_rows)
+        inputs, spans = self._with_text(inputs), self.spans(rows, max_rows)
         shared = None
-        if self._apart(inputs, cache) and (max_rows is None or max_rows >= rows.batch):
+        if self._apart(inputs, cache) and spans[0][1] >= rows.batch:
             shared = self._denoiser.shared(inputs, cache)
         pieces = [self._run_span(plain, inputs, rows, span, cache, shared) for span in spans]
         return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
@@ -228,7 +238,7 @@ class Executor:
                 arguments["added_cond_kwargs"] = added
         # Without text: the forward projects the embeddings itself, so they are not those we keep.
         self._state.rows = Rows(chunk.rows.segments, chunk.count)
-        return plain(**arguments)[0]
+        return plain(**arguments)[0].contiguous()
 
     def _chunk(self, rows: StepRows, start: int, stop: int, inputs: UNetInputs) -> Chunk:
         key = (rows, start, stop)
@@ -241,7 +251,7 @@ class Executor:
     def _with_text(self, inputs: UNetInputs) -> UNetInputs:
         """Embeddings as attention reads them; keys and values go when they are others."""
         sources = tuple(_tensors((inputs.raw_text, inputs.added)))
-        key = (inputs.batch, fingerprint(*sources))
+        key = (inputs.batch, fingerprint(*sources), _unversioned(sources))
         if key != self._text_key:
             self._state.drop_text()
             self._chunks.clear()
@@ -282,6 +292,15 @@ def combine(noise: Tensor, weights: Tensor | None) -> Tensor:
     blend = ops.combine_ if weights.dim() == 2 else ops.mask_fuse_
     blend(out, noise.view(1, groups, batch, *noise.shape[1:]), weights)
     return out[0]
+
+
+def _unversioned(tensors: Sequence[Tensor]) -> tuple[int, ...]:
+    """Checksums of tensors of ``torch.inference_mode``, whose versions tell of no write."""
+    return tuple(
+        zlib.crc32(t.flatten().view(torch.uint8).numpy())
+        for t in tensors
+        if t.is_inference() and t.is_cpu  # on a GPU it would wait for the device
+    )
 
 
 def _tensors(value: Any) -> Sequence[Tensor]:

@@ -158,7 +158,7 @@ def _hook(
         if name is None:
             return original(x)
         weights = state.weights.get(name)
-        return module.base_layer(x) if weights is None else weights(x, rows)
+        return module.base_layer(x) if weights is None else weights(x, rows.of_samples(len(x)))
 
     @functools.wraps(original)
     def forward(*args, **kwargs):

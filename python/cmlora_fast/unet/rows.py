@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
@@ -58,6 +58,19 @@ class Rows:
         text = take_rows(self.text, slice(start, stop), self.count)
         of_row = None if self.subset_of_row is None else self.subset_of_row[start:stop]
         return Rows(segments, stop - start, text, chosen, self.subsets, of_row)
+
+    def of_samples(self, samples: int) -> Rows:
+        """Rows of a tensor of ``samples``: these; for 1, which broadcasts, these too.
+
+        Attention processors may hand a layer part of a batch; then all must carry one subset.
+        """
+        if samples == self.count:
+            return self
+        if len(self.segments) == 1 and self.subsets is None:
+            return replace(self, segments=((self.segments[0][0], 0, samples),), count=samples)
+        if samples != 1:
+            raise RuntimeError(f"expected {self.count} samples, as adapters differ; got {samples}")
+        return self
 
     @property
     def text_tokens(self) -> Tensor | None:

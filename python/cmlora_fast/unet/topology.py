@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-__all__ = ["Atom", "Cut", "Topology", "Unit", "find_cut", "freeu_is_on"]
+__all__ = ["Atom", "Cut", "Topology", "Unit", "find_cut", "freeu_is_on", "processors_read_batch"]
 
 DOWN_BLOCKS = ("DownBlock2D", "CrossAttnDownBlock2D")
 UP_BLOCKS = ("UpBlock2D", "CrossAttnUpBlock2D")
@@ -134,6 +134,16 @@ def freeu_is_on(unet: nn.Module) -> bool:
     return any(
         all(getattr(block, field, None) for field in FREEU_FIELDS) for block in unet.up_blocks
     )
+
+
+def processors_read_batch(unet: nn.Module) -> bool:
+    """Whether an attention processor may take the batch for the pipeline's, as PAG's do.
+
+    diffusers' others treat every sample by itself; of anybody else's that is not known.
+    """
+    kinds = {type(processor) for processor in unet.attn_processors.values()}
+    own = "diffusers.models.attention_processor"
+    return any(kind.__module__ != own or kind.__name__.startswith("PAG") for kind in kinds)
 
 
 @dataclass(frozen=True)
