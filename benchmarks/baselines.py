@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from cmlora_fast.ops import reference
 from cmlora_fast.ops.lora_delta import PackedAdapters
 from torch import Tensor, nn
@@ -102,6 +103,13 @@ def peft_layer(base: nn.Linear, table: Table) -> Callable[[Tensor], Tensor]:
     return lambda x: layer(x, adapter_names=names)
 
 
+def group_norm_calls(x, groups, weight, bias, shift, eps, silu) -> Calls:
+    images = x.mT.unsqueeze(-1)  # [rows, C, tokens, 1], channels last
+    parameters = groups, weight.to(x.dtype), bias.to(x.dtype), eps
+    added = shift.to(x.dtype)[:, :, None, None]
+    return {"channels last": lambda: F.silu(F.group_norm(images + added, *parameters))}
+
+
 def radial_amplitude_calls(latents: Tensor) -> Calls:
     images = latents.float().numpy()
     return {"numpy": lambda: [numpy_profile(image) for image in images]}
@@ -121,5 +129,6 @@ def numpy_profile(latent: np.ndarray) -> tuple[float, np.ndarray]:
 
 BASELINES: dict[str, Callable[..., Calls]] = {
     "lora_delta_": lora_delta_calls,
+    "group_norm": group_norm_calls,
     "radial_amplitude": radial_amplitude_calls,
 }

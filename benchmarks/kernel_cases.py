@@ -111,9 +111,22 @@ def geglu_cases(dtype: torch.dtype, quick: bool) -> Cases:
         yield f"{tokens} x {N}", lambda t=tokens, n=N: (torch.randn(t, 2 * n).to(dtype),)
 
 
+def group_norm_cases(dtype: torch.dtype, quick: bool) -> Cases:
+    for rows, side, C in ((10, 32, 160), (2, 32, 480), (10, 8, 640), (2, 64, 320), (2, 64, 960)):
+        name = f"{rows} x {C} x {side} x {side}, with shift and SiLU"
+        yield name, partial(norm_inputs, rows, side, C, dtype)
+
+
+def norm_inputs(rows, side, C, dtype) -> tuple:
+    """Images, groups, weight, bias, shift, epsilon and that a SiLU follows."""
+    x = torch.randn(rows, side * side, C).to(dtype)
+    return x, 32, torch.randn(C), torch.randn(C), torch.randn(rows, C), 1e-5, True
+
+
 CASES = {
     "attention": attention_cases,
     "geglu": geglu_cases,
+    "group_norm": group_norm_cases,
     "lora_delta_": lora_delta_cases,
     "lora_fold": lora_fold_cases,
     "radial_amplitude": radial_amplitude_cases,

@@ -57,7 +57,7 @@ def measure(op: str, inputs: tuple, seconds: float, rates: dict[str, float]) -> 
         "speedup": {
             name: times[name].median / times[ours_of(name)].median
             for name in times
-            if name in ("twin", "numpy", "PEFT layer")
+            if name in ("twin", "numpy", "channels last", "PEFT layer")
         },
         **errors,
     }
@@ -101,6 +101,8 @@ def work(op: str, inputs: tuple) -> tuple[int, int]:
         return 2 * q.nbytes + k.nbytes + v.nbytes, 4 * q.numel() * k.shape[1]
     elif op == "geglu":
         return inputs[0].nbytes * 3 // 2, 0
+    elif op == "group_norm":
+        return 2 * inputs[0].nbytes, 0
     else:
         return inputs[0].nbytes, 0
     ranks = sum((slots[1:] - slots[:-1])[row_slot.long()].tolist())

@@ -15,12 +15,18 @@ from .limits import best_rates, flops_by_kind, limit_seconds
 
 __all__ = ["run"]
 
-OWN_OPS = ("attention", "geglu", "combine_", "cache_refresh_")  # torch's profiler sees its own only
+OWN_OPS = (
+    "attention",
+    "geglu",
+    "group_norm",
+    "combine_",
+    "cache_refresh_",
+)  # torch's profiler sees its own only
 KINDS = {
     "convolution": ("mkldnn::_convolution_pointwise", "aten::mkldnn_convolution"),
     "linear": ("mkldnn::_linear_pointwise", "aten::mm", "aten::addmm", "aten::bmm"),
     "attention": ("attention",),
-    "norm": ("aten::native_group_norm", "aten::native_layer_norm"),
+    "norm": ("group_norm", "aten::native_group_norm", "aten::native_layer_norm"),
     "elementwise": ("geglu", "combine_", "aten::silu", "aten::add", "aten::div", "aten::mul"),
     "layout": ("aten::cat", "aten::copy_", "cache_refresh_", "aten::upsample_nearest2d"),
 }

@@ -3,6 +3,7 @@
 #include "bindings/bind.h"
 #include "ops/attention.h"
 #include "ops/geglu.h"
+#include "ops/group_norm.h"
 
 namespace nb = nanobind;
 
@@ -50,11 +51,27 @@ void bind_geglu(nb::module_& m) {
   });
 }
 
+void bind_group_norm(nb::module_& m) {
+  using Sizes = std::array<int64_t, 4>;    // rows, tokens, C, groups
+  using Strides = std::array<int64_t, 2>;  // of rows and tokens
+  m.def("group_norm", [](uintptr_t out, uintptr_t x, uintptr_t shift, uintptr_t weight,
+                         uintptr_t bias, const Sizes& sizes, const Strides& strides, float eps,
+                         bool silu, int dtype, int isa) {
+    const GroupNorm op{
+        at<void>(out), at<void>(x), at<float>(shift), at<float>(weight), at<float>(bias), sizes[0],
+        sizes[1],      sizes[2],    sizes[3],         strides[0],        strides[1],      eps,
+        silu,          DType(dtype)};
+    nb::gil_scoped_release release;
+    cpu::group_norm(op, isa);
+  });
+}
+
 }  // namespace
 
 void bind_transformer(nb::module_& m) {
   bind_attention(m);
   bind_geglu(m);
+  bind_group_norm(m);
 }
 
 }  // namespace cmlora

@@ -4,6 +4,7 @@
 #include "cpu/combine_kernels.h"
 #include "cpu/fold_kernels.h"
 #include "cpu/geglu_kernels.h"
+#include "cpu/group_norm_kernels.h"
 #include "cpu/lora_kernels.h"
 #include "cpu/spectrum_kernels.h"
 
@@ -30,6 +31,8 @@ constexpr Kernels kernel_table() {
       {attention<Simd, F>, attention<Simd, B>, attention<Simd, H>},
       {geglu<Simd, F>, geglu<Simd, B>, geglu<Simd, H>},
       {geglu_backward<Simd, F>, geglu_backward<Simd, B>, geglu_backward<Simd, H>},
+      {moments<Simd, F>, moments<Simd, B>, moments<Simd, H>},
+      {normalize<Simd, F>, normalize<Simd, B>, normalize<Simd, H>},
       {combine<Simd, F>, combine<Simd, B>, combine<Simd, H>},
       {radial_amplitude<Simd, F>, radial_amplitude<Simd, B>, radial_amplitude<Simd, H>},
   };

@@ -94,6 +94,31 @@ struct GegluBackwardRun {
   int64_t count;
 };
 
+// Tokens whose channels' means and squares are taken at once, at most.
+constexpr int64_t kMomentTokens = 32;
+
+// Mean and sum of squared differences over `tokens` tokens of each of C channels.
+struct MomentsRun {
+  const void* x;
+  int64_t stride;  // of tokens
+  int64_t tokens;
+  int64_t C;
+  float* mean;
+  float* squares;
+};
+
+// out[t] = silu?(x[t] · scale + offset) for `tokens` tokens of C channels.
+struct NormalizeRun {
+  void* out;  // contiguous
+  const void* x;
+  int64_t stride;  // of the tokens of x
+  int64_t tokens;
+  int64_t C;
+  const float* scale;
+  const float* offset;
+  bool silu;
+};
+
 struct SpectrumPlan;
 
 // One image: latents [C, H, W] to a profile of plan.bins values and the mean of its high band.
@@ -126,6 +151,8 @@ struct Kernels {
   void (*attention[kDTypes])(const AttentionBlock& block);
   void (*geglu[kDTypes])(const GegluRun& run);
   void (*geglu_backward[kDTypes])(const GegluBackwardRun& run);
+  void (*moments[kDTypes])(const MomentsRun& run);
+  void (*normalize[kDTypes])(const NormalizeRun& run);
   void (*combine[kDTypes])(const CombineRun& run);
   void (*radial_amplitude[kDTypes])(const SpectrumImage& image);
 };

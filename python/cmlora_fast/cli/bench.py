@@ -23,6 +23,7 @@ bench = typer.Typer(
 class Op(str, Enum):
     attention = "attention"
     geglu = "geglu"
+    group_norm = "group_norm"
     lora_delta_ = "lora_delta_"
     lora_fold = "lora_fold"
     radial_amplitude = "radial_amplitude"

@@ -8,6 +8,7 @@ from .combine import combine_
 from .contrastive_loss import contrastive_loss
 from .decide import decide_
 from .geglu import geglu
+from .group_norm import group_norm
 from .lora_delta import lora_delta, lora_delta_
 from .lora_fold import lora_fold
 from .lora_linear import lora_linear
@@ -23,6 +24,7 @@ __all__ = [
     "decide_",
     "force",
     "geglu",
+    "group_norm",
     "lora_delta",
     "lora_delta_",
     "lora_fold",

@@ -21,6 +21,21 @@ def attention(q: Tensor, k: Tensor, v: Tensor, heads: int, scale: float | None =
     return F.scaled_dot_product_attention(*split, scale=scale).transpose(1, 2).flatten(2)
 
 
+def group_norm(
+    x: Tensor,
+    groups: int,
+    weight: Tensor,
+    bias: Tensor,
+    shift: Tensor | None = None,
+    eps: float = 1e-5,
+    silu: bool = False,
+) -> Tensor:
+    dtype = _accumulator(x.dtype)
+    z = x.to(dtype) if shift is None else x.to(dtype) + shift.to(dtype)[:, None]
+    out = F.group_norm(z.mT, groups, weight.to(dtype), bias.to(dtype), eps).mT
+    return (F.silu(out) if silu else out).to(x.dtype).contiguous()
+
+
 def geglu(x: Tensor) -> Tensor:
     value, gate = x.to(_accumulator(x.dtype)).chunk(2, dim=-1)
     return (value * F.gelu(gate)).to(x.dtype)

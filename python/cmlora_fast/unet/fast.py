@@ -13,6 +13,7 @@ import torch
 from diffusers.models.activations import GEGLU
 from diffusers.models.attention import FeedForward
 from diffusers.models.attention_processor import Attention, AttnProcessor2_0
+from diffusers.models.resnet import ResnetBlock2D
 from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from torch import Tensor, nn
 
@@ -128,6 +129,40 @@ def _is_plain(module: Attention, x: Tensor) -> bool:
     )
 
 
+def _resnet(module: ResnetBlock2D, state: LayerState) -> Forward:
+    own = module.forward
+    usual = module.upsample is None and module.downsample is None
+    usual = usual and module.time_embedding_norm == "default"
+    usual = usual and type(module.nonlinearity) is nn.SiLU
+
+    def forward(x: Tensor, temb: Tensor | None, *args: Any, **kwargs: Any) -> Tensor:
+        given = args or kwargs or module.training or torch.is_grad_enabled() or not usual
+        if given or not (fast_on_cpu(x) and x.is_contiguous(memory_format=torch.channels_last)):
+            return own(x, temb, *args, **kwargs)
+        hidden = module.conv1(_norm_silu(module.norm1, x))
+        shift = None
+        if temb is not None and module.time_emb_proj is not None:
+            shift = module.time_emb_proj(module.nonlinearity(temb)).expand(x.shape[0], -1)
+        hidden = module.conv2(_norm_silu(module.norm2, hidden, shift))
+        if module.conv_shortcut is not None:
+            x = module.conv_shortcut(x)
+        hidden = hidden + x
+        scale = module.output_scale_factor
+        return hidden if scale == 1 else hidden / scale
+
+    return forward
+
+
+def _norm_silu(norm: nn.GroupNorm, images: Tensor, shift: Tensor | None = None) -> Tensor:
+    """SiLU of the norm of channels-last images (rows, C, h, w) plus ``shift`` (rows, C)."""
+    tokens = images.permute(0, 2, 3, 1)
+    shift = None if shift is None else shift.contiguous()
+    out = ops.group_norm(
+        tokens.flatten(1, 2), norm.num_groups, norm.weight, norm.bias, shift, norm.eps, silu=True
+    )
+    return out.view(tokens.shape).permute(0, 3, 1, 2)
+
+
 def _transformer(module: Transformer2DModel, state: LayerState) -> Forward:
     own = module.forward
 
@@ -172,5 +207,6 @@ _FORWARDS: dict[type, Callable[[Any, Any], Forward]] = {
     GEGLU: _geglu,
     FeedForward: _feed_forward,
     Attention: _attention,
+    ResnetBlock2D: _resnet,
     Transformer2DModel: _transformer,
 }
