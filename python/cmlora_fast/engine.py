@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionOutput
 from torch import Tensor
+from torch.utils._pytree import tree_map_only
 
 from . import ops
 from .adapters import LoadedAdapters, read_adapters
@@ -35,7 +36,7 @@ from .schedule import plan, plan_rows
 from .settings import Settings, memory_in_use, new_summary, on_gpu
 from .stepplan import Plan
 from .unet.executor import Executor
-from .unet.graphs import why_not_recorded
+from .unet.graphs import plain_tensors, why_not_recorded
 from .unet.inputs import UNetInputs, read_call
 from .unet.tap import AttentionTap
 from .unet.topology import find_cut
@@ -114,6 +115,9 @@ class Engine:
         """One UNet call of the pipeline, whose answer has the shape that the pipeline expects."""
         if self._border.pipe is None:  # the UNet outlived the pipeline that was enabled
             return plain(*args, **kwargs)
+        if isinstance(self.settings.method, CLoRA) and torch.is_inference_mode_enabled():
+            with plain_tensors():  # its updates need gradients
+                return self.unet_call(plain, *tree_map_only(Tensor, Tensor.clone, (args, kwargs)))
         inputs = read_call(self._border.unet, args, kwargs)
         if self._run is None or self._run.finished:
             self._begin(inputs)

@@ -251,3 +251,18 @@ def test_what_cannot_run_is_said_and_the_pipeline_lives_on(fields, given, messag
     with cf.accelerate(pipe, CLoRA(**fields)), pytest.raises(ValueError, match=message):
         helpers.call(pipe, **{**call, **given})
     assert torch.equal(helpers.call(pipe, **call), wanted)
+
+
+@pytest.mark.parametrize("weights", ["fold", "delta"])
+def test_under_inference_mode(weights):
+    """Updates need gradients, of tensors that inference mode makes without: also by runs before."""
+    pipe = fresh()
+    method, inputs = clora(pipe), random_inputs(pipe, steps=3)
+    want = paint(pipe, method, inputs)
+    with cf.accelerate(pipe, "composite", weights=weights):
+        with torch.inference_mode():
+            run_pipeline(pipe, inputs)
+        cf.enable(pipe, method, weights=weights)
+        assert helpers.relative(run_pipeline(pipe, inputs), want) < CLOSE
+        with torch.inference_mode():
+            assert helpers.relative(run_pipeline(pipe, inputs), want) < CLOSE

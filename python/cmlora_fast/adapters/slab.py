@@ -31,6 +31,7 @@ class Slab:
     def bytes(self) -> int:
         return sum(t.numel() * t.element_size() for t in (self.a, self.b, self.slots))
 
+    @torch.inference_mode(False)  # kept for later runs, which may need gradients
     def tables(self, subset_of_row: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
         """``row_ptr``, ``row_slot``, ``row_scale`` for rows that carry these subsets."""
         ptr, slots, scales = [0], [], []

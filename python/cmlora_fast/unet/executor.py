@@ -80,7 +80,7 @@ class Executor:
             self._kept_graphs.clear()  # before other weights are made
         self._layers.attach(self.unet, adapters.layers)
         self._static = static
-        with self._mode():
+        with plain_tensors():  # they outlive the run, and a later one may need gradients
             made = self.store.prepare(adapters, subsets, scale, weights, static, gradients)
         self._state.use(made)
         self._subsets = subsets
