@@ -23,7 +23,7 @@ OWN_OPS = (
     "cache_refresh_",
 )  # torch's profiler sees its own only
 KINDS = {
-    "convolution": ("mkldnn::_convolution_pointwise", "aten::mkldnn_convolution"),
+    "convolution": ("aten::mkldnn_convolution",),  # on small images it is a linear product
     "linear": ("mkldnn::_linear_pointwise", "aten::mm", "aten::addmm", "aten::bmm"),
     "attention": ("attention",),
     "norm": ("group_norm", "aten::native_group_norm", "aten::native_layer_norm"),

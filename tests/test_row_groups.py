@@ -46,12 +46,3 @@ def test_partly_adapted_layers_run_once(method, weights):
     for step in calls:
         assert not {name: times for name, times in step.items() if times > 1}
     assert any((*uses, *calls))
-
-
-def test_packed_convolutions_are_counted():
-    pipe = adapters.fresh(NAMES[:1])
-    convolutions = [m for m in pipe.unet.modules() if isinstance(m, torch.nn.Conv2d)]
-    every = sum(layer.weight.nbytes for layer in convolutions)
-    with cf.accelerate(pipe):
-        call(pipe, num_inference_steps=2)
-    assert 0 < cf.summary(pipe).weights["packed_bytes"] < every

@@ -4,6 +4,7 @@
 #include "ops/attention.h"
 #include "ops/geglu.h"
 #include "ops/group_norm.h"
+#include "ops/im2col.h"
 
 namespace nb = nanobind;
 
@@ -66,12 +67,28 @@ void bind_group_norm(nb::module_& m) {
   });
 }
 
+using Pair = std::array<int64_t, 2>;
+
+void bind_im2col(nb::module_& m, const char* name, void (*run)(const Im2col&)) {
+  m.def(name, [run](uintptr_t image, uintptr_t columns, const std::array<int64_t, 4>& shape,
+                    const Pair& kernel, const Pair& stride, const Pair& pad, const Pair& places) {
+    const auto [B, H, W, C] = shape;
+    const Im2col op{at<float>(image), at<float>(columns), B,         H,         W,      C,
+                    kernel[0],        kernel[1],          stride[0], stride[1], pad[0], pad[1],
+                    places[0],        places[1]};
+    nb::gil_scoped_release release;
+    run(op);
+  });
+}
+
 }  // namespace
 
 void bind_transformer(nb::module_& m) {
   bind_attention(m);
   bind_geglu(m);
   bind_group_norm(m);
+  bind_im2col(m, "im2col", cpu::im2col);
+  bind_im2col(m, "col2im", cpu::col2im);
 }
 
 }  // namespace cmlora

@@ -296,7 +296,6 @@ class Engine:
     def _finish(self) -> None:
         """Free what a run holds; its summary stays."""
         self._run.collect()
-        self.summary.weights["packed_bytes"] = self._executor.packed_bytes
         self._run.cache = None
         if self._run.expected == 0:
             self._run.settle()

@@ -62,8 +62,7 @@ class Summary:
         method: Name of the method; None for the lossless mode.
         adapters: Adapters that took part, in order.
         backend: What the ops ran on.
-        weights: {"mode", "reason", "bytes"} of the adapted layers' weights; "packed_bytes" of the
-            convolutions' weights that a CPU keeps in another order.
+        weights: {"mode", "reason", "bytes"} of the adapted layers' weights.
         cache: {"used", "reason"}: whether features were cached.
         graphs: {"used", "reason"}: whether steps were recorded and replayed; if so, how many were
             "recorded" and "replayed", the "seconds" that recording took and the "bytes" it holds.

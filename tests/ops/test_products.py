@@ -3,7 +3,7 @@ import copy
 import pytest
 import torch
 from cmlora_fast import ops
-from cmlora_fast.ops.products import PackedConv, conv2d, fast_on_cpu, linear
+from cmlora_fast.ops.products import conv2d, fast_on_cpu, linear
 from torch import nn
 
 
@@ -71,18 +71,35 @@ def test_convolutions(options, layout):
     layer = nn.Conv2d(6, 10, **options)
     for size in (4, 19):  # with fewer and with more values than the weight
         x = torch.randn(2, 6, size, size).contiguous(memory_format=layout)
-        assert_close(PackedConv(layer)(x), layer, x)
         assert_close(conv2d(x, layer.weight, layer), layer, x)
 
 
-def test_packed_weight_follows_the_layer():
-    layer, x = nn.Conv2d(8, 8, 3, padding=1), torch.randn(1, 8, 3, 3)
-    packed = PackedConv(layer)
-    assert_close(packed(x), layer, x)
-    layer.weight.mul_(-2.0)  # in place
-    assert_close(packed(x), layer, x)
-    layer.weight = nn.Parameter(torch.randn_like(layer.weight))
-    assert_close(packed(x), layer, x)
+@pytest.mark.parametrize("options", CONVS, ids=str)
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
+@torch.enable_grad()
+def test_gradient_of_convolutions(options, layout):
+    layer = nn.Conv2d(6, 10, **options).requires_grad_(False)
+    wide = copy.deepcopy(layer).double()
+    for size in (4, 5, 19):
+        x = torch.randn(2, 6, size, size).contiguous(memory_format=layout).requires_grad_()
+        far = x.detach().double().requires_grad_()
+        y, exact = conv2d(x, layer.weight, layer), wide(far)
+        for grad in (torch.randn_like(y), torch.randn(2, 1, 1, 1).expand(y.shape)):
+            ours = torch.autograd.grad(y, x, grad, retain_graph=True)[0]
+            want = torch.autograd.grad(exact, far, grad.double(), retain_graph=True)[0]
+            torchs = torch.autograd.grad(layer(x), x, grad)[0]
+            error, limit = (ours - want).abs().max(), 2 * (torchs - want).abs().max()
+            assert error <= limit + 2e-6 * want.abs().max()
+
+
+@torch.enable_grad()
+def test_a_graph_of_convolutions_keeps_no_image():
+    layer, kept = nn.Conv2d(6, 10, 3, padding=1).requires_grad_(False), []
+    for size in (4, 19):
+        x = torch.randn(2, 6, size, size, requires_grad=True)
+        with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+            conv2d(x, layer.weight, layer)
+    assert {t.data_ptr() for t in kept} == {layer.weight.data_ptr()}
 
 
 def test_what_is_left_to_torch():

@@ -2,11 +2,14 @@
 
 MKL, which ``F.linear`` calls, keeps to AVX2 on processors that are not Intel's; oneDNN does not:
 more than twice as fast with AVX-512 on an AMD EPYC. ``F.conv2d`` calls oneDNN, but brings the
-weight into oneDNN's own order at every call: on small images that takes longer than the
-convolution, up to eight times. Both are what torch's own compiler would call instead.
+weight into oneDNN's own order at every call, which on small images takes longer than the
+convolution: there it is one product instead, with the weight as it is. Weights of a graph are
+frozen, so nothing is kept of it but them.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -14,9 +17,9 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from .backends import pick
+from .im2col import col2im, im2col
 
 __all__ = [
-    "PackedConv",
     "conv2d",
     "fast_on_cpu",
     "is_pointwise",
@@ -26,9 +29,7 @@ __all__ = [
     "takes_product",
 ]
 
-_ONEDNN = torch.backends.mkldnn.is_available() and all(
-    hasattr(torch.ops.mkldnn, name) for name in ("_linear_pointwise", "_convolution_pointwise")
-)
+_ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
 
 def fast_on_cpu(x: Tensor, *constants: Tensor | None) -> bool:
@@ -88,49 +89,55 @@ def linear_(out: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None) -> None
 
 
 def conv2d(x: Tensor, weight: Tensor, layer: nn.Conv2d) -> Tensor:
-    """``layer`` with another weight; one of a single pixel is a linear layer of channels."""
+    """``layer``, padded with zeros, with this weight."""
     if is_pointwise(layer) and fast_on_cpu(x):
         return linear(x.permute(0, 2, 3, 1), weight.flatten(1), layer.bias).permute(0, 3, 1, 2)
-    return F.conv2d(
-        x, weight, layer.bias, layer.stride, layer.padding, layer.dilation, layer.groups
-    )
+    at = layer.stride, layer.padding, layer.dilation, layer.groups
+    if not (isinstance(layer.padding, tuple) and takes_product(x, weight, layer.bias)):
+        return F.conv2d(x, weight, layer.bias, *at)
+    if torch.is_grad_enabled() and x.requires_grad:
+        return _Convolution.apply(x, weight, layer.bias, *at)
+    return _convolve(x, weight, layer.bias, *at)
 
 
-class PackedConv:
-    """A convolution that keeps its weight in oneDNN's order, made anew when the weight changes."""
+def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None, *at: Any) -> Tensor:
+    if not _runs_as_product(x, weight, *at):
+        return F.conv2d(x, weight, bias, *at)
+    stride, padding = at[:2]
+    columns = im2col(x.permute(0, 2, 3, 1).contiguous(), weight.shape[2:], stride, padding)
+    return product(columns, weight.flatten(1), bias).permute(0, 3, 1, 2)
 
-    def __init__(self, layer: nn.Conv2d):
-        self.layer = layer
-        self._packed: Tensor | None = None
-        self._key: tuple | None = None
-        self._source: Tensor | None = None  # alive, so that its address is no other weight's
 
-    def __call__(self, x: Tensor) -> Tensor:
-        layer = self.layer
-        weight, at = layer.weight, (layer.padding, layer.stride, layer.dilation, layer.groups)
-        recorded = torch.is_grad_enabled() and x.requires_grad
-        if is_pointwise(layer) or recorded or not self._pays(x):
-            return conv2d(x, weight, layer)
-        key = (weight.data_ptr(), weight._version)
-        if key != self._key:
-            self._key, self._source = key, weight.detach()
-            plain = self._source.to_mkldnn()
-            self._packed = torch._C._nn.mkldnn_reorder_conv2d_weight(plain, *at, x.shape)
-        padding, stride, dilation, groups = at
-        return torch.ops.mkldnn._convolution_pointwise(
-            x, self._packed, layer.bias, padding, stride, dilation, groups, "none", [], ""
-        )
+def _runs_as_product(x: Tensor, weight: Tensor, *at: Any) -> bool:
+    """Whether copies of the image cost less than a copy of the weight."""
+    dilation, groups = at[2:]
+    return weight.numel() > x.numel() > 0 and groups == 1 and dilation == (1, 1)
 
-    @property
-    def bytes(self) -> int:
-        """Of the packed copy, if there is one."""
-        return 0 if self._packed is None else self._source.numel() * self._source.element_size()
 
-    def _pays(self, x: Tensor) -> bool:
-        weight = self.layer.weight
-        larger = weight.numel() > x.numel()  # else its order costs little beside the convolution
-        plain = type(weight) is nn.Parameter and not weight.is_inference()
-        return larger and plain and _ONEDNN and isinstance(self.layer.padding, tuple)
+class _Convolution(torch.autograd.Function):
+    """Keeps nothing but its weight."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor | None, *at: Any) -> Tensor:
+        ctx.save_for_backward(weight)
+        ctx.at, ctx.shape = at, x.shape
+        return _convolve(x, weight, bias, *at)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad: Tensor) -> tuple:
+        (weight,) = ctx.saved_tensors
+        # No memory is touched: the gradient in x reads nothing of x but its form.
+        x = torch.empty(ctx.shape, dtype=grad.dtype, memory_format=torch.channels_last)
+        if _runs_as_product(x, weight, *ctx.at):
+            columns = product(grad.permute(0, 2, 3, 1).contiguous(), weight.flatten(1).t())
+            size, kernel, (stride, padding) = ctx.shape[2:], weight.shape[2:], ctx.at[:2]
+            slope = col2im(columns, size, kernel, stride, padding).permute(0, 3, 1, 2)
+        else:
+            stride, padding, dilation, groups = ctx.at
+            form = None, stride, padding, dilation, False, (0, 0), groups, (True, False, False)
+            slope = torch.ops.aten.convolution_backward(grad, x, weight, *form)[0]
+        return slope, *[None] * 6
 
 
 def is_pointwise(layer: nn.Conv2d) -> bool:

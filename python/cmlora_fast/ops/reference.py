@@ -41,6 +41,20 @@ def geglu(x: Tensor) -> Tensor:
     return (value * F.gelu(gate)).to(x.dtype)
 
 
+def im2col(x: Tensor, kernel: list[int], stride: list[int], padding: list[int]) -> Tensor:
+    columns = F.unfold(x.permute(0, 3, 1, 2), kernel, padding=padding, stride=stride)
+    sizes = zip(x.shape[1:3], kernel, stride, padding, strict=True)
+    places = [(n + 2 * p - k) // s + 1 for n, k, s, p in sizes]
+    return columns.transpose(1, 2).reshape(x.shape[0], *places, columns.shape[1])
+
+
+def col2im(
+    columns: Tensor, size: list[int], kernel: list[int], stride: list[int], padding: list[int]
+) -> Tensor:
+    flat = columns.flatten(1, 2).transpose(1, 2)
+    return F.fold(flat, size, kernel, padding=padding, stride=stride).permute(0, 2, 3, 1)
+
+
 def lora_delta_(
     y: Tensor,
     x: Tensor,

@@ -124,11 +124,6 @@ class Executor:
         self.graphs = self._kept_graphs = self._state.text_memory = None
         self.store.clear()
 
-    @property
-    def packed_bytes(self) -> int:
-        """What convolutions keep beside the pipeline's own weights."""
-        return sum(packed.bytes for packed in self._state.packed)
-
     def opaque(self, inputs: UNetInputs) -> str | None:
         """Why this call cannot be taken apart, so that features cannot be cached."""
         if inputs.opaque or self._topology.opaque:

@@ -18,7 +18,7 @@ from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from torch import Tensor, nn
 
 from .. import ops
-from ..ops.products import PackedConv, fast_on_cpu, linear
+from ..ops.products import conv2d, fast_on_cpu, linear
 from .tap import TapProcessor
 
 if TYPE_CHECKING:
@@ -50,9 +50,7 @@ def _conv(module: nn.Conv2d, state: LayerState) -> Forward:
     own = module.forward
     if module.padding_mode != "zeros":
         return own
-    packed = PackedConv(module)
-    state.packed.append(packed)
-    return lambda x: packed(x) if fast_on_cpu(x, module.weight, module.bias) else own(x)
+    return lambda x: conv2d(x, module.weight, module)
 
 
 def _geglu(module: GEGLU, state: LayerState) -> Forward:

@@ -12,7 +12,6 @@ from diffusers.models.attention_processor import Attention
 from torch import Tensor, nn
 
 from ..adapters import AdaptedLayer
-from ..ops.products import PackedConv
 from .fast import fast_modules
 from .patches import Patches
 from .rows import Rows, rows_of
@@ -28,7 +27,6 @@ class LayerState:
     Args:
         rows: The rows of the batch that is running.
         weights: Layer name -> callable(x, rows).
-        packed: Convolutions that keep their weights in another order.
         hooked: Hooked layer -> its name; None for text keys and values that no adapter touches.
         all_rows: One row per subset and incoming sample; text keys and values are made for these.
         text: Module -> keys or values of ``all_rows``.
@@ -39,7 +37,6 @@ class LayerState:
 
     rows: Rows | None = None
     weights: Mapping[str, Callable[[Tensor, Rows], Tensor]] = field(default_factory=dict)
-    packed: list[PackedConv] = field(default_factory=list)
     hooked: Mapping[nn.Module, str | None] = field(default_factory=dict)
     all_rows: Rows | None = None
     text: dict[nn.Module, Tensor] = field(default_factory=dict)
@@ -123,7 +120,6 @@ class LayerHooks:
     def detach(self) -> None:
         """Leave every layer as it was found."""
         self._patches.restore()
-        self._state.packed.clear()
         self._text = ()
         self._hooked = None
 
