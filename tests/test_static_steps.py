@@ -1,7 +1,6 @@
 """What a GPU runs, on the CPU: decisions by table, weights in stacks, steps replayed.
 
-A replay here is the recorded function called again on its own memory; what a CUDA graph adds is
-tested in tests/test_gpu_pipelines.py.
+A replay runs the recorded operations again on the memory that they had, as a CUDA graph does.
 """
 
 import dataclasses
@@ -12,9 +11,10 @@ import cmlora_fast as cf
 import pytest
 import torch
 from cmlora_fast import engine
+from cmlora_fast.unet import graphs
 
-from . import adapters, helpers
-from .helpers import relative
+from . import adapters, helpers, recording
+from .helpers import call, relative
 from .loops import random_inputs, run_pipeline
 
 C, S, B = "character_1", "style_1", "background_1"
@@ -65,25 +65,41 @@ def check_facts(got, want):
     assert steps == wanted and amplitudes == pytest.approx(readings, rel=1e-3)
 
 
-@pytest.mark.parametrize("weights", ["fold", "delta"])
+# A row table's contents are known to these kernels' host code; so recorded steps have no delta.
+RECORDED = dict(weights="fold", backend="torch")
+
+
 @pytest.mark.parametrize("method", METHODS, ids=helpers.label)
-def test_replays_are_the_eager_steps_and_decisions_the_hosts(method, weights, monkeypatch):
+def test_replays_are_the_eager_steps_and_decisions_the_hosts(method, monkeypatch):
     pipe = three()
-    inputs = random_inputs(pipe, steps=8, images=2)
-    want, host = ran(pipe, inputs, method, weights=weights)
-    monkeypatch.setattr(engine, "on_gpu", lambda device: True)
-    eager, device = ran(pipe, inputs, method, weights=weights, graphs="off")
-    with cf.accelerate(pipe, method, weights=weights):
-        first = run_pipeline(pipe, inputs)
-        once = cf.summary(pipe)
-        again = run_pipeline(pipe, inputs)
-        twice = cf.summary(pipe)
+    inputs, other = (random_inputs(pipe, steps=8, images=2, seed=seed) for seed in (0, 1))
+    want, host = ran(pipe, inputs, method)
+    recording.pretend(monkeypatch)
+    eager, device = ran(pipe, inputs, method, graphs="off", **RECORDED)
+    with cf.accelerate(pipe, method, **RECORDED):
+        first, once = run_pipeline(pipe, inputs), cf.summary(pipe)
+        run_pipeline(pipe, other)  # other text and noise in the same memory
+        again, thrice = run_pipeline(pipe, inputs), cf.summary(pipe)
     assert relative(eager, want) < ROUNDING
     assert torch.equal(first, eager) and torch.equal(again, eager)
-    for summary in (device, once, twice):
+    for summary in (device, once, thrice):
         check_facts(summary, host)
     assert device.graphs == {"used": False, "reason": 'graphs="off"'}
-    assert once.graphs["used"] and twice.graphs["replayed"] == 8
+    assert once.graphs["recorded"] > 0 and thrice.graphs["replayed"] == 8
+    assert thrice.graphs["recorded"] == 0 and "8 replayed" in str(thrice)
+
+
+@pytest.mark.parametrize("method", METHODS[3:6], ids=helpers.label)
+def test_deltas_beside_the_base(method, monkeypatch):
+    """Their row tables are gathered on the device, convolutions run all ranks."""
+    pipe = three()
+    inputs = random_inputs(pipe, steps=8, images=2)
+    want, host = ran(pipe, inputs, method, weights="delta")
+    monkeypatch.setattr(engine, "on_gpu", lambda device: True)
+    eager, device = ran(pipe, inputs, method, weights="delta", graphs="off")
+    again, _ = ran(pipe, inputs, method, weights="delta")
+    assert relative(eager, want) < ROUNDING and torch.equal(again, eager)
+    check_facts(device, host)
 
 
 @pytest.mark.parametrize(
@@ -106,9 +122,106 @@ def test_images_decide_on_the_device(options, monkeypatch):
     method = dataclasses.replace(method, threshold=below + gap / 2)  # rounding changes no stage
     want, host = ran(pipe, inputs, method)
     assert {image["early"] for step in host.steps for image in step.per_image} == {True, False}
-    monkeypatch.setattr(engine, "on_gpu", lambda device: True)
-    eager, device = ran(pipe, inputs, method, graphs="off")
-    replayed, again = ran(pipe, inputs, method)
+    recording.pretend(monkeypatch)
+    eager, device = ran(pipe, inputs, method, graphs="off", **RECORDED)
+    replayed, again = ran(pipe, inputs, method, **RECORDED)
     assert relative(eager, want) < ROUNDING and torch.equal(eager, replayed)
     check_facts(device, host)
     check_facts(again, host)
+
+
+def test_other_adapters_take_the_place_of_the_recorded_ones(monkeypatch):
+    """Folds are rewritten where they are, and so is the table of refreshed rows."""
+    recording.pretend(monkeypatch)
+    pipe = three()
+    inputs, method = random_inputs(pipe, steps=8), cf.CMLoRA(cache_interval=2)
+    pipe.set_adapters([C, S], [0.8, 1.2])
+    try:
+        with cf.accelerate(pipe, method, **RECORDED):
+            for _ in range(2):
+                run_pipeline(pipe, inputs)
+            pipe.set_adapters([S, B], [0.5, 1.0])
+            replayed, summary = run_pipeline(pipe, inputs), cf.summary(pipe)
+        fresh, _ = ran(pipe, inputs, method, graphs="off", **RECORDED)
+    finally:
+        pipe.set_adapters([*SCALES], [*SCALES.values()])
+    assert torch.equal(replayed, fresh)
+    assert (summary.graphs["recorded"], summary.graphs["replayed"]) == (0, 8)
+
+
+KINDS = [
+    ("sdxl", None, "euler", {}),
+    ("controlnet", "dummy", "ddim", {}),  # residuals at every step
+    ("sd", "dummy", "heun", {}),  # two evaluations per step
+    ("sd", "dummy", "lcm", {"guidance_scale": 1.0}),
+]
+
+
+@pytest.mark.parametrize(("kind", "shape", "scheduler", "given"), KINDS)
+def test_pipelines_and_schedulers(kind, shape, scheduler, given, monkeypatch):
+    pipe = adapters.add_many(helpers.pipeline(kind, shape, scheduler), [C, B], adapters.ATTENTION)
+    method = cf.CMLoRA(cache_interval=2)
+
+    def images(**options):
+        with cf.accelerate(pipe, method, **options):
+            return [call(pipe, num_inference_steps=5, seed=seed, **given) for seed in (0, 1, 0)]
+
+    want = images()
+    recording.pretend(monkeypatch)
+    eager, replayed = images(graphs="off", **RECORDED), images(**RECORDED)
+    for one, two, three in zip(want, eager, replayed, strict=True):
+        assert relative(two, one) < ROUNDING and torch.equal(three, two)
+    assert cf.summary(pipe).graphs["replayed"] > 0
+
+
+def test_batches_and_sizes_have_steps_of_their_own(monkeypatch):
+    recording.pretend(monkeypatch)
+    monkeypatch.setattr(graphs, "MOST_STEPS", 4)
+    pipe, method = three(), cf.Composite(cache_interval=2)
+    given = [dict(images=1), dict(images=2), dict(size=(16, 24)), dict(guidance_scale=1.0)] * 2
+    with cf.accelerate(pipe, method, **RECORDED):
+        replayed = [run_pipeline(pipe, random_inputs(pipe, steps=6, **kind)) for kind in given]
+    with cf.accelerate(pipe, method, graphs="off", **RECORDED):
+        eager = [run_pipeline(pipe, random_inputs(pipe, steps=6, **kind)) for kind in given]
+    assert all(map(torch.equal, replayed, eager))
+
+
+def test_any_grad_mode(monkeypatch):
+    recording.pretend(monkeypatch)
+    pipe = three()
+    inputs = random_inputs(pipe, steps=4)
+    with cf.accelerate(pipe, "composite", **RECORDED):
+        with torch.inference_mode():
+            first = run_pipeline(pipe, inputs).clone()
+        assert torch.equal(run_pipeline(pipe, inputs), first)
+    with cf.accelerate(pipe, **RECORDED):
+        given = helpers.unet_inputs(pipe)
+        given["sample"].requires_grad_()
+        assert pipe.unet(**given)[0].requires_grad  # outside a pipeline, gradients as ever
+
+
+def test_reasons(monkeypatch):
+    recording.pretend(monkeypatch)
+    pipe = three()
+    inputs = random_inputs(pipe, steps=2)
+
+    def reason(**options):
+        return ran(pipe, inputs, "composite", **options)[1].graphs["reason"]
+
+    assert reason(max_rows=2) == "max_rows cuts steps into chunks"
+    handle = pipe.unet.mid_block.register_forward_hook(lambda *args: None)
+    assert reason() == "mid_block has forward hooks"
+    handle.remove()
+
+    def fails(recorder, function):
+        raise RuntimeError("operation not permitted\nwhile capturing")
+
+    monkeypatch.setattr(graphs.Recorder, "record", fails)
+    eager, _ = ran(pipe, inputs, "composite", graphs="off")
+    replayed, summary = ran(pipe, inputs, "composite")
+    assert torch.equal(eager, replayed)
+    assert summary.graphs["reason"] == "recording failed: operation not permitted"
+    monkeypatch.undo()
+    assert reason() == "the UNet is on cpu"
+    with pytest.raises(ValueError, match="graphs: expected one of"):
+        cf.enable(pipe, graphs="on")

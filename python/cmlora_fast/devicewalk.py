@@ -12,6 +12,7 @@ from torch import Tensor
 
 from . import ops
 from .stepplan import Choice, Plan
+from .unet.graphs import plain_tensors
 from .unet.rows import DeepTable
 
 __all__ = ["DeviceWalk", "walks_on_device"]
@@ -51,14 +52,16 @@ class DeviceWalk:
         self.blends = any(
             choice.weights != (1.0,) for step in plan.steps for choice in _stages(step)
         )
+        with plain_tensors():  # the next call may come in another grad mode
+            self._tables = _upload(plan, device)
         self.restart()
-        self._tables = _upload(plan, device)
         self._weights: dict[tuple[int, int], Tensor] = {}
         self._deep: dict[tuple[int, int, int], DeepTable] = {}
 
     def restart(self) -> None:
         """All images are early again."""
-        self._early = torch.ones(1, dtype=torch.int32, device=self.device)
+        with plain_tensors():
+            self._early = torch.ones(1, dtype=torch.int32, device=self.device)
 
     def refreshed(self, i: int) -> int:
         """Subsets per image whose deep part runs at step ``i``."""
@@ -74,7 +77,13 @@ class DeviceWalk:
             batch: Samples of the UNet call, of ``images`` images.
             reading: High-frequency means (images,) of the latents that the step before returned.
         """
-        tables, measure = self._tables[i], self.plan.measure
+        with plain_tensors():
+            return self._choose(self._tables[i], batch, images, reading)
+
+    def _choose(
+        self, tables: _Tables, batch: int, images: int, reading: Tensor | None
+    ) -> tuple[Tensor, DeepTable | None]:
+        measure = self.plan.measure
         self._early = _resized(self._early, images)
         weights = self._weights_for(batch)
         deep = self._deep_for(tables.places.shape[1], batch, images)

@@ -11,7 +11,13 @@ from torch import Tensor
 
 from .peft import AdaptedLayer
 
-__all__ = ["Slab", "pack"]
+__all__ = ["Slab", "pack", "upload"]
+
+
+def upload(values: Sequence[float], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """A tensor of these values; the host does not wait until they have arrived."""
+    made = torch.tensor(list(values), dtype=dtype)
+    return made if device.type == "cpu" else made.pin_memory().to(device, non_blocking=True)
 
 
 @dataclass(frozen=True)
@@ -42,9 +48,9 @@ class Slab:
             ptr.append(len(slots))
         device = self.a.device
         return (
-            torch.tensor(ptr, dtype=torch.int32, device=device),
-            torch.tensor(slots, dtype=torch.int32, device=device),
-            torch.tensor(scales, dtype=torch.float32, device=device),
+            upload(ptr, torch.int32, device),
+            upload(slots, torch.int32, device),
+            upload(scales, torch.float32, device),
         )
 
     def tables_at(self, subset_of_row: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -108,7 +108,7 @@ class DeltaLayer:
         a = slab.a.view(-1, *layer.weight.shape[1:])
         hidden = F.conv2d(x.to(a.dtype), a, None, layer.stride, layer.padding, layer.dilation)
         scale = slab.rank_scales.index_select(0, subset_of_row)[:, :, None, None]
-        hidden = torch.where(scale != 0, hidden * scale.to(a.dtype), 0)
+        hidden = (hidden * scale.to(a.dtype)).masked_fill_(scale == 0, 0)  # infinity times 0
         return (y + F.conv2d(hidden, slab.b[:, :, None, None])).to(y.dtype)
 
     def _add_convolutions(self, y: Tensor, x: Tensor, rows) -> Tensor:

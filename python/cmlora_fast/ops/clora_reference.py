@@ -120,7 +120,7 @@ def mask_shares(masks: Tensor) -> Tensor:
     """``M_j / Σ_j M_j`` per pixel, 1/J where all are 0. [J, B, H, W]."""
     masks = masks.to(_accumulator(masks.dtype))
     total = masks.sum(0)
-    return torch.where(total > 0, masks / total, 1 / len(masks))
+    return (masks / total).masked_fill(~(total > 0), 1 / len(masks))
 
 
 def _dilate(masks: Tensor) -> Tensor:

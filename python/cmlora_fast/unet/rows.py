@@ -9,6 +9,8 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from ..adapters.slab import upload
+
 __all__ = ["Chunk", "DeepTable", "Rows", "StepRows", "expand_rows", "take_rows"]
 
 # Rows of a tensor: all of them, a stretch, or any.
@@ -93,7 +95,7 @@ def selection(rows: Sequence[int], device: torch.device) -> Selection:
     """A slice where the rows are consecutive (a view, no copy), else indices on the device."""
     if rows and list(rows) == list(range(rows[0], rows[0] + len(rows))):
         return slice(rows[0], rows[-1] + 1)
-    return torch.tensor(list(rows), dtype=torch.long, device=device)
+    return upload(rows, torch.long, device)
 
 
 def take_rows(value, rows: Selection, batch: int):
@@ -229,7 +231,7 @@ class Chunk:
     @cached_property
     def deep_index(self) -> Tensor:
         """The deep rows' numbers in the step, on the device."""
-        return torch.tensor(self.deep_rows, dtype=torch.int32, device=self.device)
+        return upload(self.deep_rows, torch.int32, self.device)
 
     def spread(self, value):
         """Tensors (batch, ...) -> (count, ...); a first dimension of 1 broadcasts and stays."""
