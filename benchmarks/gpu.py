@@ -88,23 +88,29 @@ def run_kernels(device, clock: Clock, small: bool, log: Callable[[str], None]) -
 def run_pipelines(device, clock: Clock, small: bool, log: Callable[[str], None]) -> dict:
     models = gpu_pipelines.SMALL if small else gpu_pipelines.MODELS
     steps = 3 if small else gpu_pipelines.STEPS
-    results, left_out = [], []
+    found = {"steps": steps, "results": [], "throughput": [], "left_out": []}
+
+    def try_one(kind: str, row: dict, pipe, variant: gpu_pipelines.Variant) -> None:
+        if clock.is_up():
+            found["left_out"].append(row)
+            return
+        try:
+            row |= gpu_pipelines.measure(pipe, variant, steps, 1 if small else 2)
+        except Exception as error:
+            row["error"] = f"{type(error).__name__}: {error}"[:300]
+        found[kind].append(row)
+        log(json.dumps(row))
+
     for model in models:
         pipe, size = gpu_pipelines.load(model, device)
         for count in (2,) if small else gpu_pipelines.COUNTS:
-            for name, run in gpu_pipelines.variants(pipe, size, count, steps):
-                row = {"model": model, "adapters": count, "variant": name}
-                if clock.is_up():
-                    left_out.append(row)
-                    continue
-                try:
-                    row |= gpu_pipelines.measure(run, device, steps, 1 if small else 2)
-                except Exception as error:
-                    row["error"] = f"{type(error).__name__}: {error}"[:300]
-                results.append(row)
-                log(json.dumps(row))
+            for variant in gpu_pipelines.variants(pipe, size, count, steps):
+                row = {"model": model, "adapters": count, "variant": variant.name}
+                try_one("results", row, pipe, variant)
+        for given, variant in () if small else gpu_pipelines.throughput(pipe, size, steps):
+            try_one("throughput", {"model": model, **given}, pipe, variant)
         del pipe
-    return {"steps": steps, "results": results, "left_out": left_out}
+    return found
 
 
 def plan(small: bool) -> list[str]:
@@ -117,7 +123,11 @@ def plan(small: bool) -> list[str]:
     models = gpu_pipelines.SMALL if small else gpu_pipelines.MODELS
     everyone = ", ".join((*gpu_pipelines.THEIRS, *gpu_pipelines.OURS))
     counts = (2,) if small else gpu_pipelines.COUNTS
-    return lines + [f"pipeline  {m}, {n} adapters: {everyone}" for m in models for n in counts]
+    for model in models:
+        lines += [f"pipeline  {model}, {count} adapters: {everyone}" for count in counts]
+        images = ", ".join(map(str, gpu_pipelines.IMAGES))
+        lines += [f"throughput  {model}, CMLoRA, 3 adapters: {images} images per call"]
+    return lines
 
 
 def machine() -> dict:

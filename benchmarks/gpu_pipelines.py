@@ -1,11 +1,14 @@
 """Whole pipelines of the GPU benchmark: ours against diffusers + PEFT, milliseconds per step."""
 
+import contextlib
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 import cmlora_fast as cf
 import torch
 
+from .gpu_profile import count_calls, host_ms
 from .gpu_timing import wait
 from .models import call_inputs, load_adapters, sd_pipeline, sdxl_pipeline
 
@@ -23,22 +26,43 @@ OURS = {
     "ours CMLoRA offline": {"method": "cmlora"},
     "ours CMLoRA online": {"method": cf.CMLoRA(variant="online")},
 }
+OURS |= {f"{name}, no graphs": {**given, "graphs": "off"} for name, given in OURS.items()}
 THEIRS = ("bare UNet batch", "PEFT, one adapter", "PEFT, Composite in turn")
+
+
+WARM_UPS = 2  # of ours the second one records the steps that the first one computes
+ROW_LIMITS = (None, 16)
+IMAGES = (1, 4, 8)  # per call
+
+
+@dataclass(frozen=True)
+class Variant:
+    """``run`` makes images; ``enabled``: arguments of ``cf.enable``, None for theirs."""
+
+    name: str
+    run: Callable[[], object]
+    enabled: dict | None = None
 
 
 def load(model: str, device: torch.device):
     build, channels, size = {**MODELS, **SMALL}[model]
-    pipe = build(channels, torch.bfloat16 if device.type == "cuda" else torch.float32)
+    with device:  # billions of random numbers
+        pipe = build(channels, torch.bfloat16 if device.type == "cuda" else torch.float32)
+    pipe.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config)  # its tables: host
     return pipe.to(device), size
 
 
-def variants(pipe, size: int, count: int, steps: int) -> Iterator[tuple[str, Callable[[], object]]]:
-    """(name, run) for ``count`` adapters; a run makes one image of ``steps`` steps."""
+def call_arguments(pipe, size: int, steps: int, images: int = 1) -> dict:
     device = pipe.unet.device
-    inputs = {
+    return {
         key: value.to(device) if torch.is_tensor(value) else value
-        for key, value in call_inputs(pipe, size, steps).items()
+        for key, value in call_inputs(pipe, size, steps, images).items()
     }
+
+
+def variants(pipe, size: int, count: int, steps: int) -> Iterator[Variant]:
+    """Everything that is compared for ``count`` adapters; a run makes one image."""
+    device, inputs = pipe.unet.device, call_arguments(pipe, size, steps)
     names = load_adapters(pipe, count, RANK)
     pipe.unet.to(device, pipe.unet.dtype)
     evaluations = _unet_inputs(pipe, inputs, 2 * count)
@@ -61,22 +85,26 @@ def variants(pipe, size: int, count: int, steps: int) -> Iterator[tuple[str, Cal
             torch.stack([_alone(pipe, name, alone) for name in names]).mean(0)
         pipe.unet.set_adapters(names)
 
-    yield from zip(THEIRS, (bare, one, in_turn), strict=True)
+    yield from map(Variant, THEIRS, (bare, one, in_turn))
     for name, arguments in OURS.items():
-        yield name, _enabled(pipe, inputs, arguments)
+        yield Variant(name, lambda: pipe(**inputs), arguments)
+
+
+def throughput(pipe, size: int, steps: int) -> Iterator[tuple[dict, Variant]]:
+    """CMLoRA with three adapters: images of a call, and rows of a UNet batch."""
+    load_adapters(pipe, 3, RANK)
+    pipe.unet.to(pipe.unet.device, pipe.unet.dtype)
+    for images in IMAGES:
+        inputs = call_arguments(pipe, size, steps, images)
+        for max_rows in ROW_LIMITS:
+            given = {"method": "cmlora", "max_rows": max_rows}
+            run = lambda inputs=inputs: pipe(**inputs)  # noqa: E731
+            yield {"images": images, "max_rows": max_rows}, Variant("ours", run, given)
 
 
 def _alone(pipe, name: str, arguments: dict) -> torch.Tensor:
     pipe.unet.set_adapters([name])
     return pipe.unet(**arguments)[0]
-
-
-def _enabled(pipe, inputs: dict, arguments: dict) -> Callable[[], object]:
-    def run() -> None:
-        with cf.accelerate(pipe, **arguments):
-            pipe(**inputs)
-
-    return run
 
 
 def _unet_inputs(pipe, inputs: dict, rows: int) -> dict:
@@ -97,17 +125,35 @@ def _unet_inputs(pipe, inputs: dict, rows: int) -> dict:
 
 
 @torch.inference_mode()
-def measure(run: Callable[[], object], device: torch.device, steps: int, repeats: int) -> dict:
-    """Milliseconds per step of the fastest of ``repeats`` runs after a warm-up, and peak memory."""
+def measure(pipe, variant: Variant, steps: int, repeats: int) -> dict:
+    """Milliseconds per step of the fastest of ``repeats`` runs, peak memory, what the host did."""
+    device, ours = pipe.unet.device, variant.enabled is not None
+    with cf.accelerate(pipe, **variant.enabled) if ours else contextlib.nullcontext():
+        for _ in range(WARM_UPS if ours else 1):
+            variant.run()
+        wait(device)
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
+        found = {"ms_per_step": min(_ms(variant.run, device) / steps for _ in range(repeats))}
+        if device.type == "cuda":
+            found["peak_bytes"] = torch.cuda.max_memory_allocated(device)
+        if ours:
+            found |= host_ms(pipe.unet, variant.run)
+            found |= {"graphs": cf.summary(pipe).graphs, "weights": cf.summary(pipe).weights}
+            if device.type == "cuda":
+                found["host"] = _counted(variant.run, steps)
+        return found
+
+
+def _counted(run: Callable[[], object], steps: int) -> dict:
+    try:
+        return count_calls(run, steps)
+    except Exception as error:  # no CUPTI on this machine
+        return {"error": f"{type(error).__name__}: {error}"[:300]}
+
+
+def _ms(run: Callable[[], object], device: torch.device) -> float:
+    start = time.perf_counter()
     run()
     wait(device)
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-    times = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        run()
-        wait(device)
-        times.append(1e3 * (time.perf_counter() - start) / steps)
-    peak = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
-    return {"ms_per_step": min(times), "peak_bytes": peak}
+    return 1e3 * (time.perf_counter() - start)

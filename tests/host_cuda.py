@@ -81,6 +81,23 @@ class Combine(ctypes.Structure):
     ]
 
 
+class MaskFuse(ctypes.Structure):
+    _fields_ = [
+        *[(name, c_void_p) for name in ("out", "noise", "masks")],
+        *[(name, c_int64) for name in "GJBCHW"],
+        *[("out_strides", c_int64 * 4), ("noise_strides", c_int64 * 5)],
+        *[("guided", c_bool), ("guidance_scale", c_float), ("dtype", c_int)],
+    ]
+
+
+class ContrastiveLoss(ctypes.Structure):
+    _fields_ = [
+        *[(name, c_void_p) for name in ("loss", "gradient", "maps", "index", "labels")],
+        *[(name, c_int64) for name in "SBPK"],
+        ("temperature", c_float),
+    ]
+
+
 class Decide(ctypes.Structure):
     _fields_ = [
         *[(name, c_void_p) for name in ("early", "weights", "deep", "reading")],
@@ -178,6 +195,28 @@ class HostCuda:
             guidance_scale or 0.0, DTYPES[out.dtype],
         )  # fmt: skip
         self._run("combine", ctypes.byref(op))
+
+    def mask_fuse_(self, out, noise, masks, guidance_scale=None):
+        noise, masks = guarded(noise), None if masks is None else guarded(masks)
+        guided = guidance_scale is not None
+        strides = (0, *out.stride()[:3]) if guided else out.stride()[:4]
+        op = MaskFuse(
+            out.data_ptr(), noise.data_ptr(), None if masks is None else masks.data_ptr(),
+            *noise.shape, (c_int64 * 4)(*strides), (c_int64 * 5)(*noise.stride()[:5]), guided,
+            guidance_scale or 0.0, DTYPES[out.dtype],
+        )  # fmt: skip
+        self._run("mask_fuse", ctypes.byref(op))
+
+    def contrastive_loss(self, maps, index, labels, temperature=0.5):
+        maps, index, labels = guarded(maps), guarded(index), guarded(labels)
+        S, B = maps.shape[:2]
+        loss, gradient = guarded(torch.zeros(B)), guarded(torch.zeros(maps.shape))
+        op = ContrastiveLoss(
+            loss.data_ptr(), gradient.data_ptr(), maps.data_ptr(), index.data_ptr(),
+            labels.data_ptr(), S, B, maps[0, 0].numel(), len(index), temperature,
+        )  # fmt: skip
+        self._run("contrastive_loss", ctypes.byref(op))
+        return loss, gradient
 
     def decide_(self, early, weights, deep, reading, shares, places, *rules):
         read = None if reading is None else guarded(reading)

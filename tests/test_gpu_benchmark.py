@@ -21,7 +21,7 @@ def test_dry_run_prints_the_plan(tmp_path):
     assert done.returncode == 0, done.stderr[-2000:]
     lines = done.stdout.splitlines()
     assert lines[0].startswith("build") and lines[1].startswith("test")
-    assert lines[-1] == gpu.plan(small=False)[-1] and "SDXL 1024x1024, 5 adapters" in lines[-1]
+    assert lines[-1] == gpu.plan(small=False)[-1] and "SDXL 1024x1024, 5 adapters" in lines[-2]
     assert not (tmp_path / "out").exists()
     wrong = subprocess.run(["bash", "benchmarks/gpu.sh"], cwd=ROOT, capture_output=True, text=True)
     assert wrong.returncode == 2 and "usage" in wrong.stderr
@@ -44,6 +44,8 @@ def test_small_run_measures_every_variant(monkeypatch, tmp_path):
     rows = found["pipelines"]["results"]
     assert len(rows) == len(gpu.gpu_pipelines.THEIRS) + len(gpu.gpu_pipelines.OURS)
     assert all(row["ms_per_step"] > 0 for row in rows) and not found["pipelines"]["left_out"]
+    ours = [row for row in rows if row["variant"].startswith("ours")]
+    assert all(row["host_ms_per_step"] > 0 and not row["graphs"]["used"] for row in ours)
 
 
 def test_what_does_not_fit_is_named():
@@ -74,8 +76,10 @@ def test_a_tuned_table_is_valid(tmp_path):
     tune = pytest.importorskip("cmlora_fast.benchmarks.tune")
     measured = {("lora_delta_", 4096, 320, 32): next(tune.configs("lora_delta_")),
                 ("lora_linear", 256, 1280, 16): next(tune.configs("lora_linear"))}  # fmt: skip
-    tune.write(tmp_path / "sm90.json", "a GPU", tune.rows_of(measured))
+    first = [("lora_linear", 256, 1280, 16)]
+    tune.write(tmp_path / "sm90.json", "a GPU", tune.rows_of(measured, first))
     rows = tune.tuning.load_table(tmp_path / "sm90.json")["rows"]
+    assert [row["op"] for row in rows if row.get("first")] == ["lora_linear"]
     assert rows[0]["max_tokens"] == 4096 and rows[0]["op"] == "lora_delta_"
 
 

@@ -3,6 +3,7 @@
 A table is a list of rows; the first that fits a call is taken. A row of ``{"op", "dtypes",
 "max_tokens", "max_features", "max_rank", "config"}`` fits calls of the op with one of the dtypes
 and sizes up to its limits; limits may be missing. The last row of an op has none, and every dtype.
+``"first": true`` in a row says that on this GPU the kernel beats the one in CUDA C++.
 """
 
 import contextlib
@@ -28,8 +29,15 @@ _tried = contextvars.ContextVar("cmlora_fast_triton_config", default=None)
 def config_of(op: str, x: Tensor, N: int, rank: int) -> dict[str, int]:
     """Block sizes, warps and stages for a call on x (rows, tokens, K) with N output features."""
     tried = _tried.get()
-    if tried is not None:
-        return tried
+    return _row(op, x, N, rank)["config"] if tried is None else tried
+
+
+def comes_first(op: str, x: Tensor, N: int, rank: int) -> bool:
+    """Whether the table prefers the op's Triton kernel for a call to that in CUDA C++."""
+    return _row(op, x, N, rank).get("first", False)
+
+
+def _row(op: str, x: Tensor, N: int, rank: int) -> dict:
     gpu = gpu_name(x.get_device()) if x.is_cuda else "default"
     return _find(gpu, op, x.dtype, x.shape[1], max(x.shape[2], N), rank)
 
@@ -71,7 +79,9 @@ def _what_is_wrong(row: dict) -> str:
         return f"expected op of {', '.join(BLOCKS)}; got {op!r}"
     if not row.get("dtypes") or not set(row["dtypes"]) <= set(DTYPES):
         return f"expected dtypes of {', '.join(DTYPES)}; got {row.get('dtypes')!r}"
-    unknown = set(row) - {"op", "dtypes", "config", *LIMITS}
+    if type(row.get("first", False)) is not bool:
+        return f"expected first true or false; got {row['first']!r}"
+    unknown = set(row) - {"op", "dtypes", "config", "first", *LIMITS}
     if unknown:
         return f"unknown keys {', '.join(sorted(unknown))}"
     if any(type(row[key]) is not int or row[key] < 1 for key in LIMITS if key in row):
@@ -100,7 +110,7 @@ def _find(gpu: str, op: str, dtype: torch.dtype, tokens: int, features: int, ran
     name = str(dtype).removeprefix("torch.")
     sizes = {"max_tokens": tokens, "max_features": features, "max_rank": rank}
     return next(
-        row["config"]
+        row
         for row in _table(gpu)
         if row["op"] == op
         and name in row["dtypes"]

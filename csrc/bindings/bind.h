@@ -33,6 +33,7 @@ void bind_op(nanobind::module_& m, const char* name, Op (*make)(Args...),
 }
 
 // Each expects a submodule cuda.
+void bind_clora(nanobind::module_& m);
 void bind_lora(nanobind::module_& m);
 void bind_latents(nanobind::module_& m);
 void bind_runtime(nanobind::module_& m);

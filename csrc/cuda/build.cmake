@@ -22,10 +22,12 @@ enable_language(CUDA)
 target_sources(_C PRIVATE
   csrc/cuda/cache_refresh.cu
   csrc/cuda/combine.cu
+  csrc/cuda/contrastive_loss.cu
   csrc/cuda/decide.cu
   csrc/cuda/device.cu
   csrc/cuda/lora_delta.cu
   csrc/cuda/lora_fold.cu
+  csrc/cuda/mask_fuse.cu
   csrc/cuda/radial_amplitude.cu
   csrc/cuda/status.cu)
 # No libcudart to find at run time: torch has its own, and streams are the driver's.

@@ -4,9 +4,11 @@
 
 #include "ops/cache_refresh.h"
 #include "ops/combine.h"
+#include "ops/contrastive_loss.h"
 #include "ops/decide.h"
 #include "ops/lora_delta.h"
 #include "ops/lora_fold.h"
+#include "ops/mask_fuse.h"
 #include "ops/radial_amplitude.h"
 
 namespace {
@@ -43,6 +45,14 @@ const char* cache_refresh(const cmlora::CacheRefresh* op) {
 
 const char* combine(const cmlora::Combine* op) {
   return guarded([&] { cmlora::cuda::combine(*op, kStream); });
+}
+
+const char* contrastive_loss(const cmlora::ContrastiveLoss* op) {
+  return guarded([&] { cmlora::cuda::contrastive_loss(*op, kStream); });
+}
+
+const char* mask_fuse(const cmlora::MaskFuse* op) {
+  return guarded([&] { cmlora::cuda::mask_fuse(*op, kStream); });
 }
 
 const char* decide(const cmlora::Decide* op) {

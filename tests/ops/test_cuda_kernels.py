@@ -220,3 +220,47 @@ def test_radial_amplitude_of_empty_bands_and_images(cuda):
     assert mean[0].isfinite() and mean[1:].isnan().all()
     mean, profile = cuda.radial_amplitude(latents[:1], 80.0)
     assert mean.isnan().all() and profile.isfinite().all()
+
+
+@pytest.mark.parametrize("scale", [None, 7.5])
+@pytest.mark.parametrize("masked", [True, False])
+@pytest.mark.parametrize("size", [(2, 3, 2, 4, 8, 8), (2, 1, 3, 4, 9, 7)], ids=str)
+def test_mask_fuse(cuda, size, masked, scale, dtype):
+    G, J, B, _, H, W = size
+    noise, masks = torch.randn(size).to(dtype), (torch.rand(J, B, H, W) > 0.5).float()
+    masks[:, 0, 0] = 0  # nobody's pixels
+    masks[0, 0, 1, 1] = 0.3
+    masks = masks if masked else None
+    out = guarded(torch.zeros(noise.shape[2:] if scale else (G, *noise.shape[2:])).to(dtype))
+    exact, twin = out.double(), out.clone()
+    reference.mask_fuse_(exact, noise.double(), masks, scale)
+    reference.mask_fuse_(twin, noise, masks, scale)
+    cuda.mask_fuse_(out, noise, masks, scale)
+    assert_as_good(out, twin, exact)
+
+
+GROUPS = {  # tracked map and concept of each map in the loss
+    "two concepts": ([0, 1, 2, 3], [0, 0, 1, 1]),
+    "unordered, shared": ([3, 0, 1, 2, 4, 5, 0], [2, 0, 0, 1, 1, 2, 1]),
+    "a concept of one": ([0, 1, 2], [0, 0, 1]),
+    "one concept": ([0, 1, 2], [0, 0, 0]),
+    "one map twice": ([0, 1, 1, 5], [0, 0, 1, 0]),
+    "none": ([], []),
+    "flat maps": ([0, 1, 2, 6], [0, 0, 1, 1]),
+}
+
+
+@pytest.mark.parametrize("index, labels", GROUPS.values(), ids=GROUPS.keys())
+@pytest.mark.parametrize("temperature", [0.5, 0.02])
+def test_contrastive_loss(cuda, index, labels, temperature):
+    maps = torch.rand(7, 2, 5, 13)
+    maps[6, 0] = 0.25  # has no direction
+    maps[1, :, 0, :2] = 0  # two least pixels
+    tables = [torch.tensor(table, dtype=torch.int32) for table in (index, labels)]
+    exact = reference.contrastive_loss(maps.double(), *tables, temperature)
+    twin = reference.contrastive_loss(maps, *tables, temperature)
+    for reversed_order in (False, True):
+        cuda.device(reversed_order=reversed_order)
+        ours = cuda.contrastive_loss(maps, *tables, temperature)
+        for got, theirs, want in zip(ours, twin, exact, strict=True):
+            assert_as_good(got, theirs, want, want.abs())

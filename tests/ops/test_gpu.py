@@ -161,6 +161,42 @@ def test_combine(size, scale, dtype, backend):
     assert_as_good(out, twin, exact)
 
 
+@pytest.mark.parametrize("scale", [None, 7.5])
+def test_mask_fuse(scale, dtype, cuda_kernels):
+    noise = torch.randn(2, 3, 2, 4, 64, 64).to("cuda", dtype)
+    masks = (torch.rand(3, 2, 64, 64, device="cuda") > 0.5).float()
+    out = noise.new_empty(noise.shape[2:] if scale else (2, *noise.shape[2:]))
+    exact, twin = out.double(), out.clone()
+    reference.mask_fuse_(exact, noise.double(), masks, scale)
+    reference.mask_fuse_(twin, noise, masks, scale)
+    ops.mask_fuse_(out, noise, masks, scale)
+    assert_as_good(out, twin, exact)
+
+
+def test_contrastive_loss(dtype, cuda_kernels):
+    maps = torch.rand(6, 2, 16, 16).to("cuda", dtype)
+    tables = [torch.tensor(t, dtype=torch.int32, device="cuda")
+              for t in ([3, 0, 1, 2, 4, 5, 0], [2, 0, 0, 1, 1, 2, 1])]  # fmt: skip
+    exact = reference.contrastive_loss(maps.double(), *tables)
+    twin = reference.contrastive_loss(maps, *tables)
+    for got, theirs, want in zip(ops.contrastive_loss(maps, *tables), twin, exact, strict=True):
+        assert_as_good(got, theirs, want, want.abs())
+
+
+@pytest.mark.parametrize("latch", [True, False])
+def test_decide(latch, cuda_kernels):
+    shares, places = torch.rand(2, 5, device="cuda"), torch.tensor([[1], [4]], dtype=torch.int32)
+    reading = torch.tensor([0.3, 0.4, 0.5, float("nan")], device="cuda")
+    early = torch.tensor([1, 0, 0, 1], dtype=torch.int32, device="cuda")
+    deep = torch.zeros(3, 8, dtype=torch.int32, device="cuda")
+    made = [early, torch.zeros(5, 8, device="cuda"), deep]
+    twin = [t.clone() for t in made]
+    given = (reading, shares, places.cuda(), 0.4, latch, True)
+    ops.decide_(*made, *given)
+    reference.decide_(*twin, *given)
+    assert all(map(torch.equal, made, twin))
+
+
 def test_the_current_stream_is_taken(backend):
     y, *rest = lora_inputs(MIXED, (256, 320, 320), torch.bfloat16)
     expected = y.clone()

@@ -5,7 +5,7 @@ import contextvars
 import functools
 import importlib.metadata
 import os
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 
 import torch
 from torch import Tensor
@@ -77,6 +77,11 @@ def pick(op: str, tensor: Tensor, kernels: Collection[str], *, matmul: bool = Fa
     if wants_cpu != tensor.is_cpu or (forced == "cuda" and not _runs_cuda(tensor.get_device())):
         raise RuntimeError(f"{op}: backend {forced!r} does not run on {tensor.device} here")
     return forced
+
+
+def prefers_triton(table_says: Callable[[], bool]) -> bool:
+    """Whether a call that CUDA would take goes to Triton, which a table puts before it."""
+    return _forced_backend.get() is None and _has_triton() and table_says()
 
 
 def launch(kernel: str, backend: str, tensor: Tensor, *arguments) -> None:

@@ -3,9 +3,11 @@
 import torch
 from torch import Tensor
 
+from .. import _C
 from . import clora_reference as reference
 from ._check import check_floats, check_table, shape_error
 from ._register import register
+from .backends import launch, pick
 
 
 def _fake(maps, index, labels, temperature=0.5):
@@ -43,4 +45,21 @@ def contrastive_loss(
         raise shape_error(op, "index and labels of one length", index, labels)
     if not temperature > 0:
         raise ValueError(f"{op}: expected temperature > 0; got {temperature}")
-    return reference.contrastive_loss(maps.detach(), index, labels, temperature)
+    S, K = maps.shape[0], index.numel()
+    kernel = pick(op, maps, ("cuda",)) == "cuda" and maps.dtype is torch.float32
+    if not kernel or not maps.is_contiguous() or not _C.cuda.contrastive_loss_fits(S, K):
+        return reference.contrastive_loss(maps.detach(), index, labels, temperature)
+    loss, gradient = _fake(maps, index, labels)
+    launch(
+        "contrastive_loss",
+        "cuda",
+        maps,
+        loss.data_ptr(),
+        gradient.data_ptr(),
+        maps.data_ptr(),
+        index.data_ptr(),
+        labels.data_ptr(),
+        (S, maps.shape[1], maps.shape[2] * maps.shape[3], K),
+        temperature,
+    )
+    return loss, gradient

@@ -5,13 +5,16 @@ from torch import Tensor
 
 from . import clora_reference as reference
 from ._check import (
+    DTYPES,
     check_floats,
     check_no_grad,
     check_predictions,
     check_table,
     shape_error,
+    wrote,
 )
 from ._register import register
+from .backends import launch, pick
 
 
 def _check(op: str, out: Tensor, noise: Tensor, masks: Tensor | None, guided: bool) -> None:
@@ -43,5 +46,23 @@ def mask_fuse_(
         masks: Weight of each row per pixel, >= 0. float32 [J, B, H, W], contiguous, or ``None``.
         guidance_scale: Number s, or ``None`` to keep the parts apart.
     """
-    _check("mask_fuse_", out, noise, masks, guidance_scale is not None)
-    reference.mask_fuse_(out, noise, masks, guidance_scale)
+    op, guided = "mask_fuse_", guidance_scale is not None
+    _check(op, out, noise, masks, guided)
+    if pick(op, out, ("cuda",)) == "torch":
+        return reference.mask_fuse_(out, noise, masks, guidance_scale)
+    strides = out.stride() if guided else out.stride()[1:]
+    launch(
+        "mask_fuse",
+        "cuda",
+        out,
+        out.data_ptr(),
+        (0 if guided else out.stride(0), *strides[:3]),
+        noise.data_ptr(),
+        noise.shape,
+        noise.stride(),
+        0 if masks is None else masks.data_ptr(),
+        guided,
+        guidance_scale if guided else 0.0,
+        DTYPES[out.dtype],
+    )
+    wrote(out)
