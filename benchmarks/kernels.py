@@ -41,7 +41,7 @@ def cases(chosen: list[str], dtype: torch.dtype, quick: bool) -> list[tuple[str,
 
 
 def measure(op: str, inputs: tuple, seconds: float, rates: dict[str, float]) -> dict[str, Any]:
-    """Times of all calls in rounds A B A B, rates of ours, errors against float64."""
+    """Times of all calls in rounds of changing order, rates of ours, errors against float64."""
     ours, twin = getattr(ops, op), getattr(reference, op)
     calls = {"ours": lambda: ours(*inputs), "twin": lambda: twin(*inputs)}
     errors = _errors(op, inputs)  # first: the calls below go on adding to their output

@@ -20,16 +20,17 @@ __all__ = ["cost_against_deviation", "images_per_call", "time_against_adapters"]
 SIZE, DPI = (8.0, 6.0), 130
 CAPTION = 105  # characters per line
 OTHERS, OURS = "--", "-"  # line styles
-PAIRS = (  # a baseline and ours in one colour
+RIVALS = (  # a baseline and ours in one colour
     ("peft", "lossless"),
     ("peft_one", "lossless_delta"),
     ("deepcache", "merge"),
     ("plain", "switch"),
-    ("composite_loop", "composite"),
-    ("cmlora_loop", "cmlora"),
+    ("composite_loop", "composite", "composite_pairs"),
+    ("cmlora_loop", "cmlora", "cmlora_pairs"),
 )
-COLOURS = {name: f"C{i}" for i, pair in enumerate(PAIRS) for name in pair}
-BASELINES = {pair[0] for pair in PAIRS}
+COLOURS = {name: f"C{i}" for i, rivals in enumerate(RIVALS) for name in rivals}
+BASELINES = {rivals[0] for rivals in RIVALS}
+MARKERS = {name: "osv"[i] for rivals in RIVALS for i, name in enumerate(rivals)}
 
 
 def time_against_adapters(rows: Sequence[dict[str, Any]], caption: str, path: Path) -> None:
@@ -52,7 +53,7 @@ def time_against_adapters(rows: Sequence[dict[str, Any]], caption: str, path: Pa
             label=CONTENDERS[name].what,
             color=COLOURS[name],
             linestyle=OTHERS if theirs else OURS,
-            marker="o" if theirs else "s",
+            marker=MARKERS[name],
             markersize=4,
             capsize=2,
         )
@@ -78,7 +79,7 @@ def cost_against_deviation(rows: Sequence[dict[str, Any]], caption: str, path: P
             label=CONTENDERS[name].what,
             color=COLOURS[name],
             linestyle="none",
-            marker="o" if theirs else "s",
+            marker=MARKERS[name],
             fillstyle="none" if theirs else "full",
         )
     axes.set_ylim(bottom=0)

@@ -1,5 +1,6 @@
 """One way to time callables, used by every benchmark."""
 
+import random
 import statistics
 import time
 from collections.abc import Callable
@@ -20,17 +21,18 @@ class Timing:
 def paired_ms(
     calls: dict[str, Callable[[], object]], *, seconds: float = 0.5, rounds: int = 15
 ) -> dict[str, Timing]:
-    """Wall time of each callable, in rounds A B A B so that all meet the same machine.
+    """Wall time of each callable, in rounds of changing order so that all meet the same machine.
 
     A round repeats a short callable until it takes a millisecond, and counts the mean. A call that
     is not counted goes before, so that each finds the caches as it leaves them itself.
     """
     repeats = {name: _repeats(call) for name, call in calls.items()}
     times = {name: [] for name in calls}
+    order = random.Random(0)
     stop = time.perf_counter() + seconds * len(calls)
     while len(times[next(iter(calls))]) < rounds or time.perf_counter() < stop:
-        for name, call in calls.items():
-            times[name].append(_elapsed_ms(call, repeats[name]))
+        for name in order.sample(list(calls), len(calls)):
+            times[name].append(_elapsed_ms(calls[name], repeats[name]))
     return {name: _summary(values) for name, values in times.items()}
 
 
