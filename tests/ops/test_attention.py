@@ -43,18 +43,23 @@ def gradients(function, q, k, v, heads, grad, scale=None):
     return torch.autograd.grad(function(*leaves, heads, scale), leaves, grad)
 
 
+def exponentials_rounding(q, k, heads, scale=None):
+    """Relative error of the softmax: the absolute one of scores that are rounded twice."""
+    sizes = [t.double().abs().unflatten(-1, (heads, -1)).transpose(1, 2) for t in (q, k)]
+    factor = sizes[0].shape[-1] ** -0.5 if scale is None else abs(scale)
+    terms = factor * (sizes[0] @ sizes[1].mT).max().item() if q.numel() else 0.0
+    return (8 + 2 * terms) * torch.finfo(torch.float32).eps
+
+
 def check_gradients(q, k, v, heads, scale=None):
     """Scores are rounded twice, by forward and backward; exponentials make that relative."""
     grad = torch.randn_like(q)
     ours = gradients(ops.attention, q, k, v, heads, grad, scale)
     wide = [tokens.double() for tokens in (q, k, v)]
     exacts = gradients(reference.attention, *wide, heads, grad.double(), scale)
-    sizes = [tokens.abs().unflatten(-1, (heads, -1)).transpose(1, 2) for tokens in (q, k)]
-    factor = sizes[0].shape[-1] ** -0.5 if scale is None else abs(scale)
-    terms = factor * (sizes[0] @ sizes[1].mT).max().item() if q.numel() else 0.0
+    rounding = exponentials_rounding(q, k, heads, scale)
     for slope, exact in zip(ours, exacts, strict=True):
-        limit = exact.abs().max() if exact.numel() else exact.new_zeros(())
-        limit = (8 + 2 * terms) * torch.finfo(torch.float32).eps * limit
+        limit = rounding * (exact.abs().max() if exact.numel() else exact.new_zeros(()))
         assert slope.shape == exact.shape and ((slope - exact).abs() <= limit).all()
 
 
@@ -87,8 +92,15 @@ def test_long_sums_lose_no_more_than_torch(isa):
 
 
 def test_sharp_softmax(dtype, isa):
-    """Scores of hundreds: one key takes all, in whichever block it stands."""
-    check(*make_inputs((1, 40, 300, 2, 32), dtype, size=6.0))
+    """Scores of hundreds: one key takes all, in whichever block it stands.
+
+    Errors stand at the few ties, too few to compare with the twin's.
+    """
+    q, k, v, heads = make_inputs((1, 40, 300, 2, 32), dtype, size=6.0)
+    exact = reference.attention(q.double(), k.double(), v.double(), heads)
+    rounding = exponentials_rounding(q, k, heads) + torch.finfo(dtype).eps
+    error = (ops.attention(q, k, v, heads) - exact).abs().max()
+    assert error <= rounding * v.abs().max()
 
 
 def test_strided_inputs(dtype, isa):
