@@ -104,6 +104,7 @@ def test_no_lora_is_no_error(paint, method):
         (["--model", "."], "holds no model_index.json"),
         (["--lora", "gone.safetensors:0.5"], "gone.safetensors: no such file"),
         (["--lora", "gone.safetensors:nan"], "expected a finite weight"),
+        (["--lora", "character_1:strong"], "expected a weight, a number"),
     ],
 )
 def test_bad_arguments_are_one_line(paint, tmp_path, monkeypatch, options, message):

@@ -277,6 +277,7 @@ WRONG = {  # what is wrong, the error, the start of its message
     "dtypes": (replaced(1, lambda x: x.half()), TypeError, "expected y, x, a, b of one dtype"),
     "float64": (replaced(1, lambda x: x.double()), TypeError, "expected y, x, a, b of one dtype"),
     "no tensor": (replaced(1, lambda x: x.numpy()), TypeError, "expected tensors y, x, a, b"),
+    "no y": (replaced(0, lambda y: None), TypeError, "expected tensors y, x, a, b; got NoneType"),
     "strided last dimension": (
         replaced(0, lambda y: y.mT.contiguous().mT),
         ValueError,

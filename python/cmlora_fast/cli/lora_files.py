@@ -128,6 +128,9 @@ def _split(text: str) -> tuple[str, float]:
     try:
         weight = float(tail)
     except ValueError:
+        if resolve_path(place).exists():
+            expected = "expected a weight, a number, after the last ':'"
+            raise CliError(f"--lora {text}: {expected}; got {tail!r}") from None
         return text, 1.0
     if not math.isfinite(weight):
         raise CliError(f"--lora {text}: expected a finite weight after the last ':'; got {tail}")

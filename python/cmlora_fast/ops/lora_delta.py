@@ -21,17 +21,17 @@ from .backends import isa, launch, pick
 KERNELS = ("cpu", "cuda", "triton")
 
 
-def _check(op: str, x: Tensor, a: Tensor, b: Tensor, y: Tensor | None = None) -> None:
-    tensors, names = ((x, a, b), "x, a, b") if y is None else ((y, x, a, b), "y, x, a, b")
-    check_floats(op, names, *tensors)
+def _check(op: str, x: Tensor, a: Tensor, b: Tensor, *out: Tensor) -> None:
+    """``out``: y, where there is one."""
+    check_floats(op, "y, x, a, b" if out else "x, a, b", *out, x, a, b)
     fits = x.dim() == 3 and a.dim() == b.dim() == 2
     fits = fits and x.shape[2] == a.shape[1] and a.shape[0] == b.shape[1]
     if not fits:
         raise shape_error(op, "x [rows, tokens, K], a [ΣR, K], b [N, ΣR]", x, a, b)
-    if y is not None and y.shape != (*x.shape[:2], b.shape[0]):
-        raise shape_error(op, "y [rows, tokens, N] for x [rows, tokens, K], b [N, ΣR]", y, x, b)
-    if not last_contiguous(x) or not (y is None or last_contiguous(y)):
-        raise shape_error(op, "a contiguous last dimension of x and y", *tensors[:-2])
+    if any(y.shape != (*x.shape[:2], b.shape[0]) for y in out):
+        raise shape_error(op, "y [rows, tokens, N] for x [rows, tokens, K], b [N, ΣR]", *out, x, b)
+    if not last_contiguous(*out, x):
+        raise shape_error(op, "a contiguous last dimension of x and y", *out, x)
 
 
 def _operands(y: Tensor, x: Tensor) -> tuple[int, ...]:
