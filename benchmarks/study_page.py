@@ -1,0 +1,96 @@
+"""The study's page: docs/study.md and its pictures, written from the result files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from cmlora_fast import eval as lab
+from cmlora_fast import testbed
+from PIL import Image
+
+from . import study_plots as plots
+from .study import RESULTS, SECONDS, SHOWS, WORK, samples_of
+from .study_sets import BASELINE, PARTS
+from .study_tables import SCORES, Study, percent, pipes, signed
+from .study_words import findings
+
+TEMPLATE = Path(__file__).resolve().parent / "study_template.md"
+DOCS = Path(__file__).resolve().parents[1] / "docs"
+COUNTS = (2, 3, 4, 5)
+PARETO = (3, 5)
+SHOWN = 3  # combinations among the examples
+
+
+def method_table(study: Study, n: int) -> str:
+    """One number of adapters: scores, differences to CMLoRA, time and work of every method."""
+    return _table(study, "methods", n, BASELINE)
+
+
+def choice_table(study: Study) -> str:
+    """Three adapters: the same of every setting."""
+    return _table(study, "choices", 3, "default")
+
+
+def _table(study: Study, part: str, n: int, base: str) -> str:
+    columns = ["", *SCORES, "Δ composition", "Δ recall", "seconds", "GMAC"]
+    rows = []
+    for label, _ in study.lines(part, n):
+        place = part, n, label
+        scores = [percent(*study.mean(score, *place)) for score in SCORES]
+        gaps = [signed(study.against(score, place, (part, n, base))) for score in SCORES]
+        cost = [f"{study.seconds(*place):.2f}", f"{study.cell(*place)['gmacs']:.1f}"]
+        rows.append([label, *scores, *(gaps if label != base else ("", "")), *cost])
+    return pipes(columns, rows)
+
+
+def strength_table(study: Study) -> str:
+    rows = []
+    for label, strength in study.lines("strength", 3):
+        place = "strength", 3, label, strength
+        rows.append([label, f"{strength:g}", *(percent(*study.mean(s, *place)) for s in SCORES)])
+    return pipes(["", "strength", *SCORES], rows)
+
+
+def example_rows() -> list[tuple[str, dict[str, Any]]]:
+    """Reported combinations of three, the first seed, by every method."""
+    part = next(part for part in PARTS if part.name == "methods")
+    store, scorer = lab.ImageStore(WORK), testbed.Scorer()
+    found: dict[tuple[str, ...], dict[str, Any]] = {}
+    style = testbed.STYLES[0]
+    for sample in samples_of(part, style):
+        if len(sample.combination) == 3 and sample.job.seed == part.half.seeds[0]:
+            image = Image.open(store.path(sample.job)).convert("RGB")
+            seen = scorer.score([image], style)[0]
+            names = [e.name for e in sample.combination if seen[e.id] > 0.5]
+            label = sample.candidate.rpartition(" × ")[0]
+            cells = found.setdefault(tuple(e.name for e in sample.combination), {})
+            cells[label] = image, "\n".join(names) or "none"
+    return [("\n".join(names), cells) for names, cells in list(found.items())[:SHOWN]]
+
+
+def page(study: Study) -> str:
+    """The text of docs/study.md."""
+    tables = "\n\n".join(f"### {n} LoRAs\n\n{method_table(study, n)}" for n in COUNTS)
+    return TEMPLATE.read_text().format(
+        methods=tables,
+        choices=choice_table(study),
+        strengths=strength_table(study),
+        **findings(study, COUNTS),
+    )
+
+
+def main() -> None:
+    study = Study(RESULTS / SHOWS, RESULTS / SECONDS)
+    (DOCS / "study.md").write_text(page(study))
+    plots.methods(study, COUNTS, DOCS / "study-methods.png")
+    plots.pareto(study, PARETO, DOCS / "study-pareto.png")
+    plots.strengths(study, DOCS / "study-strength.png")
+    plots.choices(study, DOCS / "study-choices.png")
+    if WORK.exists():  # the images themselves are not kept with the results
+        plots.examples(example_rows(), DOCS / "study-examples.png")
+    print(DOCS / "study.md")
+
+
+if __name__ == "__main__":
+    main()
