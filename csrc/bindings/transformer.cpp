@@ -12,29 +12,49 @@ namespace cmlora {
 
 namespace {
 
+using Strides = std::array<int64_t, 2>;         // of rows and tokens
+using AttentionSizes = std::array<int64_t, 5>;  // rows, queries, keys, heads, D
+
 void bind_attention(nb::module_& m) {
-  using Strides = std::array<int64_t, 2>;  // of rows and tokens
+  const auto attention = [](uintptr_t out, uintptr_t lse, uintptr_t q, const Strides& q_strides,
+                            uintptr_t k, const Strides& k_strides, uintptr_t v,
+                            const Strides& v_strides, const AttentionSizes& sizes, float scale,
+                            int dtype) {
+    const auto input = [](uintptr_t address, const Strides& strides) {
+      return AttentionInput{at<void>(address), strides[0], strides[1]};
+    };
+    return Attention{at<void>(out),
+                     at<float>(lse),
+                     input(q, q_strides),
+                     input(k, k_strides),
+                     input(v, v_strides),
+                     sizes[0],
+                     sizes[1],
+                     sizes[2],
+                     sizes[3],
+                     sizes[4],
+                     scale,
+                     DType(dtype)};
+  };
   m.def("attention",
-        [](uintptr_t out, uintptr_t lse, uintptr_t q, const Strides& q_strides, uintptr_t k,
-           const Strides& k_strides, uintptr_t v, const Strides& v_strides,
-           const std::array<int64_t, 5>& sizes, float scale, int dtype, int isa) {
-          const auto input = [](uintptr_t address, const Strides& strides) {
-            return AttentionInput{at<void>(address), strides[0], strides[1]};
-          };
-          const Attention op{at<void>(out),
-                             at<float>(lse),
-                             input(q, q_strides),
-                             input(k, k_strides),
-                             input(v, v_strides),
-                             sizes[0],
-                             sizes[1],
-                             sizes[2],
-                             sizes[3],
-                             sizes[4],
-                             scale,
-                             DType(dtype)};
+        [attention](uintptr_t out, uintptr_t lse, uintptr_t q, const Strides& q_strides,
+                    uintptr_t k, const Strides& k_strides, uintptr_t v, const Strides& v_strides,
+                    const AttentionSizes& sizes, float scale, int dtype, int isa) {
+          const Attention op =
+              attention(out, lse, q, q_strides, k, k_strides, v, v_strides, sizes, scale, dtype);
           nb::gil_scoped_release release;
           cpu::attention(op, isa);
+        });
+  m.def("attention_backward",
+        [attention](uintptr_t dq, uintptr_t dk, uintptr_t dv, uintptr_t dout, uintptr_t out,
+                    uintptr_t lse, uintptr_t q, const Strides& q_strides, uintptr_t k,
+                    const Strides& k_strides, uintptr_t v, const Strides& v_strides,
+                    const AttentionSizes& sizes, float scale, int dtype, int isa) {
+          const AttentionBackward op{
+              at<void>(dq), at<void>(dk), at<void>(dv), at<void>(dout),
+              attention(out, lse, q, q_strides, k, k_strides, v, v_strides, sizes, scale, dtype)};
+          nb::gil_scoped_release release;
+          cpu::attention_backward(op, isa);
         });
 }
 
@@ -53,8 +73,7 @@ void bind_geglu(nb::module_& m) {
 }
 
 void bind_group_norm(nb::module_& m) {
-  using Sizes = std::array<int64_t, 4>;    // rows, tokens, C, groups
-  using Strides = std::array<int64_t, 2>;  // of rows and tokens
+  using Sizes = std::array<int64_t, 4>;  // rows, tokens, C, groups
   m.def("group_norm", [](uintptr_t out, uintptr_t x, uintptr_t shift, uintptr_t weight,
                          uintptr_t bias, const Sizes& sizes, const Strides& strides, float eps,
                          bool silu, int dtype, int isa) {

@@ -43,4 +43,33 @@ void attention(const Attention& op, int isa) {
   });
 }
 
+void attention_backward(const AttentionBackward& op, int isa) {
+  const Kernels& kernels = kernels_of(isa);
+  const Attention& forward = op.forward;
+  const int64_t size = element_size(forward.dtype), D = forward.D, width = forward.heads * D;
+  const int64_t unit = 5 * D * forward.keys * forward.queries / kernels.width;
+  parallel_for(forward.rows * forward.heads, grain_for(unit), [&](int64_t begin, int64_t end) {
+    static thread_local Scratch<float> scratch;
+    float* memory = scratch.get(kernels.attention_backward_scratch(forward.queries, D));
+    for (int64_t i = begin; i < end; ++i) {
+      const int64_t row = i / forward.heads, first = i % forward.heads * D;
+      const int64_t queries = (row * forward.queries * width + first) * size;
+      const int64_t keys = (row * forward.keys * width + first) * size;
+      const auto from = [](const void* data, int64_t offset) {
+        return static_cast<const char*>(data) + offset;
+      };
+      const auto to = [](void* data, int64_t offset) {
+        return data == nullptr ? nullptr : static_cast<char*>(data) + offset;
+      };
+      kernels.attention_backward[int(forward.dtype)](
+          {to(op.dq, queries), to(op.dk, keys), to(op.dv, keys), from(op.dout, queries),
+           from(forward.out, queries), at(forward.q, row, 0, first, size),
+           at(forward.k, row, 0, first, size), at(forward.v, row, 0, first, size),
+           forward.lse + i * forward.queries, width, forward.q.token_stride, forward.k.token_stride,
+           forward.v.token_stride, forward.queries, forward.keys, D, forward.scale, memory});
+    }
+    scratch.trim();
+  });
+}
+
 }  // namespace cmlora::cpu

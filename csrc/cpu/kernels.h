@@ -76,6 +76,28 @@ struct AttentionBlock {
   float* scratch;  // attention_scratch(D) floats
 };
 
+// Slopes of one row and head.
+struct AttentionBackwardBlock {
+  void* dq;
+  void* dk;  // null, as dv, where none is wanted
+  void* dv;
+  const void* dout;
+  const void* out;
+  const void* q;
+  const void* k;
+  const void* v;
+  const float* lse;  // [queries]
+  int64_t width;     // stride of the tokens of out and of every slope
+  int64_t q_stride;
+  int64_t k_stride;
+  int64_t v_stride;
+  int64_t queries;
+  int64_t keys;
+  int64_t D;
+  float scale;
+  float* scratch;  // attention_backward_scratch(queries, D) floats
+};
+
 // count contiguous elements of out = x · gelu(gate).
 struct GegluRun {
   void* out;
@@ -143,12 +165,14 @@ struct Kernels {
   int64_t attention_queries;
   int64_t (*delta_scratch)(int64_t padded_rank);
   int64_t (*attention_scratch)(int64_t D);
+  int64_t (*attention_backward_scratch)(int64_t queries, int64_t D);
   int64_t (*shrink_panel)(int64_t K);
   void (*pack_shrink[kDTypes])(const Matrix& a, int64_t ranks, int64_t K, float* out);
   void (*pack_expand[kDTypes])(const Matrix& m, int64_t rank, int64_t columns, float* out);
   void (*lora_delta[kDTypes])(const DeltaBlock& block);
   void (*lora_fold[kDTypes])(const FoldBlock& block);
   void (*attention[kDTypes])(const AttentionBlock& block);
+  void (*attention_backward[kDTypes])(const AttentionBackwardBlock& block);
   void (*geglu[kDTypes])(const GegluRun& run);
   void (*geglu_backward[kDTypes])(const GegluBackwardRun& run);
   void (*moments[kDTypes])(const MomentsRun& run);

@@ -28,8 +28,17 @@ struct Attention {
   DType dtype;
 };
 
+struct AttentionBackward {
+  void* dq;           // as q, contiguous
+  void* dk;           // as k, contiguous, or null
+  void* dv;           // as v, contiguous; null where dk is
+  const void* dout;   // as out
+  Attention forward;  // what it was given and gave, with lse
+};
+
 namespace cpu {
 void attention(const Attention& op, int isa);
-}
+void attention_backward(const AttentionBackward& op, int isa);
+}  // namespace cpu
 
 }  // namespace cmlora

@@ -87,6 +87,27 @@ def test_gradient_of_the_queries_alone(isa):
     assert torch.equal(torch.autograd.grad(ops.attention(q, k, v, heads), q, grad)[0], every[0])
 
 
+def test_gradients_of_every_dtype(dtype, isa):
+    q, k, v, heads = make_inputs((2, 70, 77, 3, 20), dtype)
+    grad = torch.randn_like(q)
+    twins = gradients(reference.attention, q, k, v, heads, grad)
+    wide = [tokens.double() for tokens in (q, k, v)]
+    exacts = gradients(reference.attention, *wide, heads, grad.double())
+    ours = gradients(ops.attention, q, k, v, heads, grad)
+    for slope, twin, exact in zip(ours, twins, exacts, strict=True):
+        assert_as_good(slope, twin, exact)
+
+
+def test_gradients_repeat_and_are_independent_of_neighbours(isa):
+    q, k, v, heads = make_inputs((4, 100, 120, 4, 20))
+    grad = torch.randn_like(q)
+    every = gradients(ops.attention, q, k, v, heads, grad)
+    serial = with_serial_pool(lambda: gradients(ops.attention, q, k, v, heads, grad))
+    one = gradients(ops.attention, q[1:2], k[1:2], v[1:2], heads, grad[1:2])
+    for slope, again, row in zip(every, serial, one, strict=True):
+        assert torch.equal(again, slope) and torch.equal(row, slope[1:2])
+
+
 def test_long_sums_lose_no_more_than_torch(isa):
     check(*make_inputs((1, 16, 4096, 1, 40)))
 

@@ -56,7 +56,14 @@ def _forward(
 ) -> Tensor:
     """Fills ``lse`` [rows, heads, queries] with the logarithms of the softmax's sums."""
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
-    _C.attention(
+    _C.attention(*_arguments(out, lse, q, k, v, heads, scale))
+    return out
+
+
+def _arguments(
+    out: Tensor, lse: Tensor | None, q: Tensor, k: Tensor, v: Tensor, heads: int, scale: float
+) -> tuple:
+    return (
         out.data_ptr(),
         0 if lse is None else lse.data_ptr(),
         q.data_ptr(),
@@ -70,29 +77,32 @@ def _forward(
         DTYPES[q.dtype],
         isa(),
     )
-    return out
 
 
 class _Attention(torch.autograd.Function):
-    """Backward by torch's flash attention, which wants what this forward keeps."""
+    """Keeps its inputs and output, and the softmax's sums."""
 
     @staticmethod
     def forward(ctx, q: Tensor, k: Tensor, v: Tensor, heads: int, scale: float) -> Tensor:
         lse = q.new_empty(q.shape[0], heads, q.shape[1], dtype=torch.float32)
         out = _forward(q, k, v, heads, scale, lse)
-        ctx.save_for_backward(q, k, v, out, lse)
+        ctx.save_for_backward(out, lse, q, k, v)
         ctx.heads, ctx.scale = heads, scale
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad: Tensor) -> tuple:
-        q, k, v, out, lse = ctx.saved_tensors
-        if not out.numel():
-            return *(torch.zeros_like(tokens) for tokens in (q, k, v)), None, None
-        grad, q, k, v, out = (
-            tokens.unflatten(-1, (ctx.heads, -1)).transpose(1, 2) for tokens in (grad, q, k, v, out)
+        out, lse, q, k, v = ctx.saved_tensors
+        grad = grad.contiguous()
+        constant = not any(ctx.needs_input_grad[1:3])  # keys and values, as of a prompt
+        slopes = [
+            None if constant and x is not q else torch.empty(x.shape, dtype=x.dtype)
+            for x in (q, k, v)
+        ]
+        _C.attention_backward(
+            *(0 if slope is None else slope.data_ptr() for slope in slopes),
+            grad.data_ptr(),
+            *_arguments(out, lse, q, k, v, ctx.heads, ctx.scale),
         )
-        backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
-        slopes = backward(grad, q, k, v, out, lse, 0.0, False, scale=ctx.scale)
-        return *(slope.transpose(1, 2).flatten(2) for slope in slopes), None, None
+        return *slopes, None, None
