@@ -17,7 +17,9 @@ __all__ = ["Slab", "pack", "upload"]
 def upload(values: Sequence[float], dtype: torch.dtype, device: torch.device) -> Tensor:
     """A tensor of these values; the host does not wait until they have arrived."""
     made = torch.tensor(list(values), dtype=dtype)
-    return made if device.type == "cpu" else made.pin_memory().to(device, non_blocking=True)
+    if device.type == "cuda":
+        made = made.pin_memory()
+    return made.to(device, non_blocking=True)
 
 
 @dataclass(frozen=True)
