@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ SUBJECTS = {
     "background_1": "bamboo stalks",
 }
 LORAS = tuple(SUBJECTS)
+WEIGHTS = {"background_1": 0.65}  # at 1 it leaves little of the person
 COLUMNS = 6
 SHEET, REPORT = "contact_sheet.png", "demo.json"
 METHODS = (
@@ -52,12 +53,16 @@ class Cell:
 
 @dataclass(frozen=True)
 class Scene:
-    """What every cell has in common: adapters with their readable names, and the prompt."""
+    """What every cell has in common: adapters with their readable names, and the prompt.
+
+    ``weights`` names the adapters whose weight is not 1.
+    """
 
     adapters: dict[str, str]
     prompt: str
     negative: str = ""
     guidance_scale: float = GUIDANCE
+    weights: Mapping[str, float] = field(default_factory=dict)
     concepts: tuple[cf.Concept, ...] = ()
 
 
@@ -85,7 +90,8 @@ def embedded_scene() -> tuple[Any, Scene]:
     labels = {name: named[name] for name in LORAS}
     concepts = tuple(cf.Concept(name, words) for name, words in SUBJECTS.items())
     prompt = testbed.prompt(LORAS)
-    return pipe, Scene(labels, prompt, testbed.NEGATIVE_PROMPT, concepts=concepts)
+    negative = testbed.NEGATIVE_PROMPT
+    return pipe, Scene(labels, prompt, negative, weights=WEIGHTS, concepts=concepts)
 
 
 def paint_demo(
@@ -111,12 +117,14 @@ def paint_demo(
             image.save(path)
             tiles.append(Tile(cell.label, image, f"{seconds:.2f} s"))
             told.append(_told(cell, path, seconds, summary))
-    _activate(pipe, list(scene.adapters))
+    _activate(pipe, scene, list(scene.adapters))
     title = f"{scene.prompt}\nseed {seed} · {steps} steps · guidance {scene.guidance_scale:g}"
+    for name, weight in scene.weights.items():
+        title += f" · {scene.adapters[name]} at weight {weight:g}"
     sheet = out / SHEET
     contact_sheet(tiles, title, columns=COLUMNS).save(sheet)
     given = {"prompt": scene.prompt, "negative": scene.negative, "adapters": scene.adapters}
-    return {"sheet": str(sheet), **given, "cells": told}
+    return {"sheet": str(sheet), **given, "weights": dict(scene.weights), "cells": told}
 
 
 def write_report(report: dict[str, Any], out: Path) -> None:
@@ -128,7 +136,7 @@ def write_report(report: dict[str, Any], out: Path) -> None:
 def _paint(
     pipe: Any, scene: Scene, cell: Cell, steps: int, seed: int, callback: Any = None
 ) -> tuple[Any, float, dict[str, Any]]:
-    _activate(pipe, cell.adapters)
+    _activate(pipe, scene, cell.adapters)
     with cf.accelerate(pipe, cell.method):
         started = time.perf_counter()
         image = pipe(
@@ -143,11 +151,11 @@ def _paint(
         return image, seconds, cf.summary(pipe).to_dict()
 
 
-def _activate(pipe: Any, adapters: Sequence[str]) -> None:
+def _activate(pipe: Any, scene: Scene, adapters: Sequence[str]) -> None:
     """Exactly these; for none, LoRA layers are off altogether and cost no time."""
     if adapters:
         pipe.enable_lora()
-        pipe.set_adapters(list(adapters))
+        pipe.set_adapters(list(adapters), [scene.weights.get(name, 1.0) for name in adapters])
     else:
         pipe.disable_lora()
 
