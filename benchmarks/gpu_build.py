@@ -21,6 +21,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 SOURCES = Path(__file__).resolve().parents[1] / "csrc"
+CUDA_ARCHES, TRITON_ARCHES = (80, 90, 100), (80, 90)
 SHARED_BYTES = {80: 163 << 10, 90: 227 << 10, 100: 227 << 10}  # of a block at most
 PTXAS_KERNEL = re.compile(r"Compiling entry function '(\w+)'.*?\n(.*?)(?=Compiling entry|\Z)", re.S)
 
@@ -38,11 +39,8 @@ class Report:
 
     @property
     def hot(self) -> bool:
-        """All but Triton's float32, whose three products per tile have no registers to spare.
-
-        And the contrastive loss: one block per image, a few times in a run.
-        """
-        return "float32" not in self.kernel and "contrastive_loss" not in self.kernel
+        """All but Triton's float32, whose three products per tile have no registers to spare."""
+        return "float32" not in self.kernel
 
     @property
     def bad(self) -> bool:
@@ -121,18 +119,18 @@ def find_nvcc() -> str | None:
     return next((path for path in candidates if path and Path(path).exists()), None)
 
 
-def jobs(arches: list[int], nvcc: str | None, folder: Path, quick: bool):
-    """(function, arguments) of everything to compile."""
+def jobs(arches: list[int] | None, nvcc: str | None, folder: Path, quick: bool):
+    """(function, arguments) of everything to compile; None: for CUDA_ARCHES and TRITON_ARCHES."""
     if nvcc:
         for source in sorted((SOURCES / "cuda").glob("*.cu")):
-            yield from ((compile_cuda, (source, arch, nvcc, folder)) for arch in arches)
+            yield from ((compile_cuda, (source, a, nvcc, folder)) for a in arches or CUDA_ARCHES)
     if importlib.util.find_spec("triton"):
         from .triton_cases import cases
 
-        yield from ((compile_triton, (case, arch)) for case in cases(quick) for arch in arches)
+        yield from ((compile_triton, (c, a)) for c in cases(quick) for a in arches or TRITON_ARCHES)
 
 
-def build(arches: list[int], quick: bool) -> tuple[list[Report], list[str]]:
+def build(arches: list[int] | None, quick: bool) -> tuple[list[Report], list[str]]:
     """Reports, and what failed."""
     reports, failures = [], []
     with tempfile.TemporaryDirectory() as folder:
@@ -158,7 +156,7 @@ def main() -> None:
     args = parser.parse_args()
     if not (SOURCES / "cuda").is_dir():
         parser.error(f"needs a checkout of the sources; {SOURCES} holds none")
-    reports, failures = build(args.arch or [80, 90], args.quick)
+    reports, failures = build(args.arch, args.quick)
     if args.json:
         print(json.dumps({"kernels": [asdict(r) for r in reports], "failures": failures}, indent=1))
     else:

@@ -29,7 +29,7 @@ __device__ void write_rows(const Decide& op) {
 }
 
 // One block: some hundred numbers.
-__global__ void __launch_bounds__(kThreads) decide_kernel(Decide op) {
+__global__ void __launch_bounds__(kThreads, 1) decide_kernel(Decide op) {
   if (op.reading) decide_stages(op);
   __syncthreads();
   for (int64_t i = threadIdx.x; i < op.J * op.batch; i += kThreads) {
