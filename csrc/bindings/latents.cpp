@@ -1,9 +1,7 @@
-#include <nanobind/stl/array.h>
-
 #include <stdexcept>
 #include <string>
 
-#include "bindings/bind.h"
+#include "bindings/predictions.h"
 #include "ops/cache_refresh.h"
 #include "ops/combine.h"
 #include "ops/decide.h"
@@ -13,9 +11,6 @@ namespace nb = nanobind;
 
 namespace cmlora {
 namespace {
-
-template <size_t n>
-using Sizes = std::array<int64_t, n>;
 
 RadialAmplitude radial_amplitude_op(uintptr_t mean, uintptr_t profile, uintptr_t latents,
                                     const Sizes<4>& shape, const Sizes<4>& strides,
@@ -79,23 +74,6 @@ CacheRefresh cache_refresh_op(uintptr_t cache, const Sizes<4>& shape, const Size
           element_size};
 }
 
-Combine combine_op(uintptr_t out, const Sizes<4>& out_strides, uintptr_t noise,
-                   const Sizes<6>& shape, const Sizes<6>& strides, uintptr_t weights, bool guided,
-                   float guidance_scale, int dtype) {
-  Combine op{};
-  op.out = at<void>(out);
-  op.noise = at<void>(noise);
-  op.weights = at<float>(weights);
-  op.G = shape[0], op.J = shape[1], op.B = shape[2];
-  op.C = shape[3], op.H = shape[4], op.W = shape[5];
-  for (int i = 0; i < 4; ++i) op.out_strides[i] = out_strides[i];
-  for (int i = 0; i < 5; ++i) op.noise_strides[i] = strides[i];
-  op.guided = guided;
-  op.guidance_scale = guidance_scale;
-  op.dtype = DType(dtype);
-  return op;
-}
-
 // There is none for the CPU, whose host decides by itself.
 void bind_decide(nb::module_& m) {
   nb::module_ gpu = m.attr("cuda");
@@ -120,7 +98,8 @@ void bind_latents(nb::module_& m) {
     check_rows(at<int32_t>(rows), count, limit);
   });
   bind_op(m, "cache_refresh", cache_refresh_op, cpu::cache_refresh, cuda::cache_refresh);
-  bind_op(m, "combine", combine_op, cpu::combine, cuda::combine);
+  bind_op(m, "combine", sum_of_predictions<Combine, &Combine::weights>, cpu::combine,
+          cuda::combine);
 }
 
 }  // namespace cmlora
