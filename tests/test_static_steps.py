@@ -176,7 +176,7 @@ def test_pipelines_and_schedulers(kind, shape, scheduler, given, monkeypatch):
 
 def test_batches_and_sizes_have_steps_of_their_own(monkeypatch):
     recording.pretend(monkeypatch)
-    monkeypatch.setattr(graphs, "MOST_STEPS", 4)
+    monkeypatch.setattr(graphs, "MOST_PASSES", 4)
     pipe, method = three(), cf.Composite(cache_interval=2)
     given = [dict(images=1), dict(images=2), dict(size=(16, 24)), dict(guidance_scale=1.0)] * 2
     with cf.accelerate(pipe, method, **RECORDED):

@@ -1,9 +1,15 @@
-"""CLoRA's step: contrastive update of the latents, masks from attention, fusion of the rows."""
+"""CLoRA's step: contrastive update of the latents, masks from attention, fusion of the rows.
+
+The algorithm never asks what a loss or a mask is, so nothing here waits for a device: how often the
+latents move stands in the method. On a GPU three passes are recorded and replayed (clora spec
+§6.3): all rows with a gradient, up to the tapped layers with a gradient, all rows without.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -29,17 +35,17 @@ class ContrastStep:
     Args:
         noise: Fused predictions for the pipeline. [batch, C, H, W].
         correction: To add to the sample that the scheduler gets, None without an update.
-        losses: Every loss evaluated, per image. [images][evaluations].
+        losses: Every loss evaluated, None without any. [evaluations, images].
         masks: 0 and 1, or the weights that a user gave. [J, images, H, W].
-        shares: Share of each row in the prediction, a mean over pixels, per image. [images][J].
+        shares: Share of each row in the prediction, a mean over pixels. [images, J].
         maps: Of image 0, for the tracked tokens; None where nothing reads them. [J, r, q, K].
     """
 
     noise: Tensor
     correction: Tensor | None
-    losses: list[tuple[float, ...]]
+    losses: Tensor | None
     masks: Tensor
-    shares: list[list[float]]
+    shares: Tensor
     maps: Tensor | None
 
 
@@ -75,6 +81,8 @@ class Contrast:
         self._channels, device = channels, sample.device
         tracked = Tracked.of(rows)
         self._contrasts = tracked.contrasts
+        # All that a recorded pass depends on beside its arguments.
+        self._setting = tracked, len(rows), record, method.maps_from, method.temperature
         columns = tuple(range(PROMPT_LENGTH)) if record else tracked.columns or (0,)
         places = [columns.index(token) for token in tracked.token]
         self._reads_maps = record or method.masks is None
@@ -111,34 +119,50 @@ class Contrast:
         for i in range(updates):
             # Released order: what is predicted before the last update is used after it.
             whole = i == updates - 1 and not method.refresh_after_update
-            noise, raw, slope = self._gradient(inputs, z, losses, whole)
+            gradient = partial(self._gradient, images, whole)
+            loss, slope, raw, noise = self._run(gradient, inputs, z, images, whole)
+            losses.append(loss)
             # d/d latents = scale * d/d input; the input moves by scale times what the latents do.
-            z = (z - (method.step_size * scale**2 * slope).to(z.dtype)).detach()
+            z = z - (method.step_size * scale**2 * slope).to(z.dtype)
         if noise is None:
-            noise, raw = self._predict(plain, inputs, z)
+            noise, raw = self._run(partial(self._predict, plain), inputs, z, images, None)
         maps = None if raw is None else self._mean(raw, inputs.sample.shape, images)
         masks = self._masks(maps, index, images, inputs.sample.shape[-2:])
         return ContrastStep(
             noise=self._fuse(noise, masks, inputs.batch // images),
             correction=None if z is start else (z - start) / scale,
-            losses=list(zip(*torch.stack(losses).tolist(), strict=True)) if losses else [],
+            losses=torch.stack(losses) if losses else None,
             masks=masks,
-            shares=mask_shares(masks).mean((2, 3)).t().tolist(),
+            shares=mask_shares(masks).mean((2, 3)).t(),
             maps=None if maps is None else maps[:, 0],
         )
 
+    def _run(
+        self,
+        function: Callable[[UNetInputs], tuple[Tensor | None, ...]],
+        inputs: UNetInputs,
+        z: Tensor,
+        images: int,
+        kind: bool | None,
+    ) -> tuple[Tensor | None, ...]:
+        """A pass at latents ``z``, replayed where one of its kind has been recorded."""
+        key = "CLoRA", kind, images, self._reads_maps, *self._setting
+        return self._executor.replayed(
+            function, self._at(inputs, z), self._table(inputs.batch), key
+        )
+
     def _gradient(
-        self, inputs: UNetInputs, z: Tensor, losses: list[Tensor], whole: bool
-    ) -> tuple[Tensor | None, Tensor, Tensor]:
-        """Predictions (if ``whole``), maps (J * batch, queries, K) and dL/dz at ``z``."""
-        leaf = z.detach().requires_grad_(True)
+        self, images: int, whole: bool, inputs: UNetInputs
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        """Loss (images,), dL/dz, maps (J * batch, queries, K), predictions (if ``whole``)."""
+        leaf = inputs.sample[:images, : self._channels].detach().requires_grad_(True)
         spans = self._executor.spans(self._table(inputs.batch), self._max_rows)
-        raw = None
+        raw = loss = None
         if len(spans) > 1:
             # The loss compares the maps of all rows, but only one chunk's graph is to be alive:
             # first the maps without graphs, then, with dL/d maps known, chunk by chunk again.
             with torch.no_grad():
-                raw = torch.cat([maps for _, maps in self._tapped(inputs, z, spans, False)])
+                raw = torch.cat([maps for _, maps in self._tapped(inputs, leaf, spans, False)])
         pieces, slope, pull = [], torch.zeros_like(leaf), None
         with torch.enable_grad():
             for span, (noise, maps) in zip(
@@ -146,10 +170,10 @@ class Contrast:
             ):
                 if pull is None:
                     raw = maps.detach() if raw is None else raw
-                    pull = self._pull(raw, inputs.sample.shape, len(z), losses)
+                    loss, pull = self._pull(raw, inputs.sample.shape, images)
                 slope += torch.autograd.grad(maps, leaf, pull[slice(*span)])[0]
                 pieces.append(noise)
-        return torch.cat(pieces) if whole else None, raw, slope
+        return loss, slope, raw, torch.cat(pieces) if whole else None
 
     def _tapped(
         self, inputs: UNetInputs, z: Tensor, spans: Sequence[tuple[int, int]], whole: bool
@@ -163,16 +187,16 @@ class Contrast:
             yield noise, maps
 
     def _predict(
-        self, plain: Callable[..., Any], inputs: UNetInputs, z: Tensor
+        self, plain: Callable[..., Any], inputs: UNetInputs
     ) -> tuple[Tensor, Tensor | None]:
-        """Predictions (J * batch, C, H, W) and, where they are read, maps at ``z``."""
-        call, rows = self._at(inputs, z), self._table(inputs.batch)
+        """Predictions (J * batch, C, H, W) and, where they are read, maps."""
+        rows = self._table(inputs.batch)
         if not self._reads_maps:
-            return self._executor.run(plain, call, rows, self._max_rows, None), None
+            return self._executor.run(plain, inputs, rows, self._max_rows, None), None
         noise, maps = [], []
         for span in self._executor.spans(rows, self._max_rows):
-            with self._tap.listening(stage_size(z.shape), self._columns):
-                noise.append(self._executor.run_span(plain, call, rows, span, None))
+            with self._tap.listening(stage_size(inputs.sample.shape), self._columns):
+                noise.append(self._executor.run_span(plain, inputs, rows, span, None))
                 maps.append(self._tap.maps())
         return torch.cat(noise), torch.cat(maps)
 
@@ -186,14 +210,13 @@ class Contrast:
         count = len(self._rows)
         return StepRows(tuple(range(count)), batch, tuple(range(count * batch)))
 
-    def _pull(self, raw: Tensor, latents: torch.Size, images: int, losses: list[Tensor]) -> Tensor:
-        """dL/d maps (J * batch, queries, K); adds the loss (images,) to ``losses``."""
+    def _pull(self, raw: Tensor, latents: torch.Size, images: int) -> tuple[Tensor, Tensor]:
+        """The loss (images,) and dL/d maps (J * batch, queries, K)."""
         leaf = raw.detach().requires_grad_(True)
         tracked = self._select(self._mean(leaf, latents, images))
         temperature = self._method.temperature
         loss, slope = ops.contrastive_loss(tracked.detach(), self._index, self._labels, temperature)
-        losses.append(loss)
-        return torch.autograd.grad(tracked, leaf, slope.to(tracked.dtype))[0]
+        return loss, torch.autograd.grad(tracked, leaf, slope.to(tracked.dtype))[0]
 
     def _mean(self, raw: Tensor, latents: torch.Size, images: int) -> Tensor:
         """Maps (J, images, r, q, K) over guidance parts of (J * batch, queries, K)."""

@@ -176,9 +176,7 @@ class Engine:
             return
         schedule = plan(method, self._adapters.names, T, guided=self._border.guided())
         check_band(schedule.measure, inputs.sample.shape[-2:])
-        reason = self._executor.opaque(inputs)
-        on_device = on_gpu(inputs.sample.device) and not torch.is_grad_enabled()
-        static = on_device and not self._executor.keeps_batch
+        reason, static = self._executor.opaque(inputs), self._is_static(inputs)
         self._no_graphs = self._why_no_graphs(inputs, static, reason)
         self._executor.prepare(
             self._adapters,
@@ -212,6 +210,11 @@ class Engine:
             size, device = sample.shape[-2:], sample.device
             self._run.masks_of_subsets = subset_masks(regions, schedule.subsets, size, device)
 
+    def _is_static(self, inputs: UNetInputs) -> bool:
+        """Whether the host shall not wait for the device, and memory of a run stays."""
+        on_device = on_gpu(inputs.sample.device) and not torch.is_grad_enabled()
+        return on_device and not self._executor.keeps_batch
+
     def _why_no_graphs(self, inputs: UNetInputs, static: bool, opaque: str | None) -> str:
         if self.settings.graphs == "off":
             return 'graphs="off"'
@@ -234,9 +237,11 @@ class Engine:
         if self._prompts is None or expected == 0:
             raise RuntimeError("CLoRA: expected a pipeline call, whose prompt gives the rows")
         prompts, styles, parts = self._prompts, method.style_adapters, self._border.parts()
-        check_contrast(self._executor.opaque(inputs), inputs, parts, method, prompts)
+        opaque, static = self._executor.opaque(inputs), self._is_static(inputs)
+        check_contrast(opaque, inputs, parts, method, prompts)
+        self._no_graphs = self._why_no_graphs(inputs, static, opaque)
         subsets = [(() if r.adapter is None else (r.adapter,)) + styles for r in prompts.rows]
-        schedule, self._no_graphs = plan_rows(subsets, T), "CLoRA reads its losses at every update"
+        schedule = plan_rows(subsets, T)
         adapters = self._adapters.scaled(dict.fromkeys(styles, method.style_weight))
         self._executor.prepare(
             adapters,
@@ -244,6 +249,8 @@ class Engine:
             inputs.scale,
             self.settings.weights,
             lambda batch: prompts.at(batch, self._border.parts(), inputs.sample),
+            static=static,
+            graphs=None if self._no_graphs else self.settings.backend,
             gradients=method.latent_update,
         )
         self._tap.attach(self._border.unet)
@@ -261,6 +268,7 @@ class Engine:
         self.summary = self._summary("every row is full", inputs)
         self.summary.rows = prompts.rows
         self._run = Run(schedule, order, expected, self.summary, None, self.settings.record)
+        self._run.lazy = static
 
     def _contrast_step(self, plain: Callable[..., Any], inputs: UNetInputs) -> Tensor:
         images = self._images(inputs.batch)

@@ -206,21 +206,9 @@ class Run:
 
     def note_contrast(self, step: ContrastStep, adapters: Sequence[str | None]) -> None:
         """Add what a step of CLoRA found to its record."""
-        names = [name or BASE for name in adapters]
-        record = self.summary.steps[-1]
-        record.loss = step.losses[0] if step.losses else ()
-        record.weights = summed(names, step.shares[0])
-        areas = step.masks.mean((2, 3)).t().tolist()
-        record.mask_area = summed(names, areas[0])
-        losses = step.losses or [()] * len(areas)
-        for image, shares, area, loss in zip(
-            record.per_image, step.shares, areas, losses, strict=False
-        ):
-            image |= {
-                "weights": summed(names, shares),
-                "mask_area": summed(names, area),
-                "loss": loss,
-            }
+        record, names = self.summary.steps[-1], [name or BASE for name in adapters]
+        losses, shares, areas = step.losses, step.shares, step.masks.mean((2, 3)).t()
+        self._when_known(lambda: _fill_contrast(record, names, losses, shares, areas))
         if self.record:
             self.maps.append(step.maps.cpu())
             self.masks.append(step.masks[:, 0].cpu())
@@ -293,6 +281,23 @@ class Run:
                 name: _stacked([kept[name] for kept in self.features if name in kept])
                 for name in names
             }
+
+
+def _fill_contrast(
+    record: StepRecord, names: Sequence[str], losses: Tensor | None, shares: Tensor, areas: Tensor
+) -> None:
+    """``losses`` (evaluations, images), ``shares`` and ``areas`` (images, rows)."""
+    found = [
+        {"weights": summed(names, share), "mask_area": summed(names, area), "loss": ()}
+        for share, area in zip(shares.tolist(), areas.tolist(), strict=True)
+    ]
+    if losses is not None:
+        for image, loss in zip(found, losses.t().tolist(), strict=True):
+            image["loss"] = tuple(loss)
+    for name, value in found[0].items():
+        setattr(record, name, value)
+    for image, mine in zip(record.per_image, found, strict=False):
+        image |= mine
 
 
 def _stacked(features: Sequence[Tensor]) -> Tensor:

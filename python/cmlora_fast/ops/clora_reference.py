@@ -79,7 +79,7 @@ def attention_masks(
     maps = maps.to(_accumulator(maps.dtype))
     hits = (maps > threshold * maps.amax((2, 3), keepdim=True)).float()
     target = mask_row.long()
-    target = torch.where(target < 0, rows, target)  # one more row for those that make no mask
+    target = target.masked_fill(target < 0, rows)  # one more row for those that make no mask
     masks = (
         hits.new_zeros(rows + 1, *maps.shape[1:]).index_add_(0, target, hits)[:rows].clamp(max=1)
     )

@@ -18,6 +18,7 @@ from .forward import Denoiser, Shared
 from .graphs import StepGraphs, plain_tensors
 from .inputs import UNetInputs
 from .layers import LayerHooks, LayerState
+from .replay import Outputs
 from .rows import Chunk, Rows, StepRows, expand_rows, segments_of
 from .tap import TAP_LEVEL
 from .topology import Cut, Topology, freeu_is_on, processors_read_batch
@@ -152,6 +153,25 @@ class Executor:
                 return self.graphs.run(self._denoiser, inputs, rows, weights, cache)
             return combine(self.run(plain, inputs, rows, max_rows, cache), weights)
 
+    def replayed(
+        self,
+        function: Callable[[UNetInputs], Outputs],
+        inputs: UNetInputs,
+        rows: StepRows,
+        key: Hashable,
+    ) -> Outputs:
+        """``function(inputs)`` for all ``rows`` at once, replayed where steps are recorded.
+
+        It computes by ``run``, ``run_span`` or ``run_tapped`` and returns tensors without
+        gradients; ``key`` tells whatever else it depends on.
+        """
+        with self._mode(), torch.no_grad():
+            inputs = self._with_text(inputs)
+            if self.graphs is None:
+                return function(inputs)
+            self._chunk(rows, 0, rows.count, inputs)  # from tables on the host: before recording
+            return self.graphs.call(function, inputs, key)
+
     def run(
         self,
         plain: Callable[..., Any],
@@ -245,6 +265,8 @@ class Executor:
 
     def _with_text(self, inputs: UNetInputs) -> UNetInputs:
         """Embeddings as attention reads them; keys and values go when they are others."""
+        if inputs.text is not None:
+            return inputs
         sources = tuple(_tensors((inputs.raw_text, inputs.added)))
         key = (inputs.batch, fingerprint(*sources), _unversioned(sources))
         if key != self._text_key:

@@ -21,18 +21,16 @@ from torch import Tensor, nn
 from .cache import FeatureCache
 from .forward import Denoiser
 from .inputs import UNetInputs
+from .replay import Outputs, Pass, Recorder, copy_into, shape_of
 from .rows import Chunk, DeepTable, StepRows
 
 __all__ = ["StepGraphs", "plain_tensors", "why_not_recorded"]
 
-MOST_STEPS = 12  # kept; CMLoRA needs three per shape of the latents
+MOST_PASSES = 12  # kept; CMLoRA and CLoRA need three per shape of the latents
 MOST_SHAPES = 4  # of feature caches; more of them, and everything is recorded anew
 PLAIN = (AttnProcessor, AttnProcessor2_0)  # read text by its keys and values alone
-# Arguments that a step reads; the others it does not use once it has its text.
-READ = ("sample", "timestep", "raw_text", "class_labels", "timestep_cond", "added",
-        "down_residuals", "mid_residual", "pooled")  # fmt: skip
 
-Function = Callable[[], None]
+Blend = Callable[[Tensor, Tensor | None], Tensor]
 
 
 def why_not_recorded(unet: nn.Module, inputs: UNetInputs, max_rows: int | None) -> str | None:
@@ -72,41 +70,49 @@ def plain_tensors() -> AbstractContextManager:
 
 @dataclass
 class _Step:
-    """A step of one kind and shape, on memory of its own. ``replay`` None: not recorded yet."""
+    """A step of one kind: predictions of its rows, summed by shares; all but ``rows`` stays.
+
+    Args:
+        denoiser: The UNet, in parts.
+        chunk: All rows of the step, whose deep ones a table of its own may list.
+        weights: Shares of its own, None for predictions as they are.
+        cache: On memory that other steps share.
+    """
 
     denoiser: Denoiser
-    inputs: UNetInputs
     chunk: Chunk
     weights: Tensor | None
     cache: FeatureCache | None
-    blend: Callable[[Tensor, Tensor | None], Tensor]
-    out: Tensor | None = None
-    replay: Function | None = None
+    blend: Blend
 
-    def load(self, inputs: UNetInputs, rows: StepRows, weights: Tensor | None) -> None:
-        """Take over the arguments of a call."""
-        for name in READ:
-            _copy(getattr(self.inputs, name), getattr(inputs, name))
+    @classmethod
+    def of(cls, denoiser, inputs, rows: StepRows, weights, cache, blend) -> _Step:
         if isinstance(rows.deep, DeepTable):
-            _copy(self.chunk.step.deep.table, rows.deep.table)
-        _copy(self.weights, weights)
+            deep = DeepTable(rows.deep.table.clone(), rows.deep.samples, rows.deep.runs)
+            rows = replace(rows, deep=deep)
+        chunk = Chunk(rows, 0, rows.count, inputs.text, inputs.sample.device)
+        weights = None if weights is None else weights.clone()
+        cache = None if cache is None else replace(cache, filled=set())
+        return cls(denoiser, chunk, weights, cache, blend)
 
-    def compute(self) -> None:
-        """The step, from its own memory into ``out``."""
+    def load(self, rows: StepRows, weights: Tensor | None) -> None:
+        """Take over the tables of a call."""
+        if isinstance(rows.deep, DeepTable):
+            copy_into(self.chunk.step.deep.table, rows.deep.table)
+        copy_into(self.weights, weights)
+
+    def __call__(self, inputs: UNetInputs) -> tuple[Tensor]:
         try:
-            noise = self.denoiser(self.inputs, self.chunk, self.cache)
+            noise = self.denoiser(inputs, self.chunk, self.cache)
         finally:
             self.denoiser.state.rows = None
-        noise = self.blend(noise, self.weights)
-        if self.out is None:
-            self.out = torch.empty_like(noise)
-        self.out.copy_(noise)
+        return (self.blend(noise, self.weights),)
 
 
 class StepGraphs:
-    """The recorded steps of one UNet, for one set of weights.
+    """The recorded passes of one UNet, for one set of weights.
 
-    A step of a new kind or shape is computed; its second time it is recorded; from then on it is
+    A pass of a new kind or shape is computed; its second time it is recorded; from then on it is
     replayed. The one unused for longest goes where there are too many. A recording that fails ends
     recording, with the reason in ``failure``.
 
@@ -117,9 +123,9 @@ class StepGraphs:
         features: Memory of the feature caches, see ``FeatureCache.buffers``.
     """
 
-    def __init__(self, device: torch.device, blend: Callable[..., Tensor]):
+    def __init__(self, device: torch.device, blend: Blend):
         self._device, self._blend = device, blend
-        self._steps: OrderedDict[Hashable, _Step] = OrderedDict()
+        self._passes: OrderedDict[Hashable, Pass] = OrderedDict()
         self._for: tuple = ()
         self._kept: tuple = ()
         self._recorder = Recorder(device)
@@ -145,7 +151,7 @@ class StepGraphs:
 
     def clear(self) -> None:
         """Drop every step, and the memory that they share."""
-        self._steps.clear()
+        self._passes.clear()
         self._for = self._kept = ()
         self._recorder, self.text, self.features = Recorder(self._device), {}, {}
 
@@ -164,132 +170,57 @@ class StepGraphs:
         cache: FeatureCache | None,
     ) -> Tensor:
         """Predictions (batch, C, H, W); ``inputs`` has its text, whose keys and values are made."""
-        key = _key(inputs, rows, weights, cache)
-        step = self._steps.pop(key, None)
-        known = step is not None
-        if not known:
-            step = self._new(denoiser, inputs, rows, weights, cache)
-        self._steps[key] = step
-        while len(self._steps) > MOST_STEPS:
-            self._steps.popitem(last=False)
-        step.load(inputs, rows, weights)
-        if known and step.replay is None and self.failure is None:
-            self._record(step)
-        if step.replay is None:
-            step.compute()
-        else:
-            step.replay()
-            self.replayed += 1
+        key = _key(rows, weights, cache), shape_of(inputs)
+        step = self._take(
+            key, inputs, lambda: _Step.of(denoiser, inputs, rows, weights, cache, self._blend)
+        )
+        step.function.load(rows, weights)
+        self._compute(step)
         if cache is not None:  # what the recorded code told the cache of its time
-            cache.buffer, cache.hidden_channels = step.cache.buffer, step.cache.hidden_channels
-            cache.filled.update(step.chunk.deep_rows)
-        return step.out.clone()
+            own = step.function.cache
+            cache.buffer, cache.hidden_channels = own.buffer, own.hidden_channels
+            cache.filled.update(step.function.chunk.deep_rows)
+        return step.outputs[0].clone()
 
-    def _new(self, denoiser, inputs, rows, weights, cache) -> _Step:
-        deep = rows.deep
-        if isinstance(deep, DeepTable):
-            deep = DeepTable(deep.table.clone(), deep.samples, deep.runs)
-        own = {name: _own(getattr(inputs, name), inputs.sample.device) for name in READ}
-        rows = replace(rows, deep=deep)
-        chunk = Chunk(rows, 0, rows.count, inputs.text, inputs.sample.device)
-        weights = None if weights is None else weights.clone()
-        if cache is not None:
-            cache = replace(cache, filled=set())
-        own_inputs = replace(inputs, **own, arguments={})
-        return _Step(denoiser, own_inputs, chunk, weights, cache, self._blend)
+    def call(
+        self, function: Callable[[UNetInputs], Outputs], inputs: UNetInputs, key: Hashable
+    ) -> Outputs:
+        """What ``function`` gives; all that it does is told by ``key`` and the inputs' shapes."""
+        done = self._take((key, shape_of(inputs)), inputs, lambda: function)
+        self._compute(done)
+        return tuple(None if out is None else out.clone() for out in done.outputs)
 
-    def _record(self, step: _Step) -> None:
+    def _take(self, key: Hashable, inputs: UNetInputs, make: Callable[[], Any]) -> Pass:
+        """The pass of this key, with the arguments of the call; ``make`` gives its function."""
+        known = self._passes.pop(key, None) or Pass(make(), Pass.own(inputs))
+        self._passes[key] = known
+        while len(self._passes) > MOST_PASSES:
+            self._passes.popitem(last=False)
+        known.load(inputs)
+        return known
+
+    def _compute(self, it: Pass) -> None:
+        if it.outputs is not None and it.replay is None and self.failure is None:
+            self._record(it)
+        if it.replay is None:
+            it.compute()
+        else:
+            it.replay()
+            self.replayed += 1
+
+    def _record(self, it: Pass) -> None:
         started = time.perf_counter()
         try:
-            step.replay = self._recorder.record(step.compute)
+            it.replay = self._recorder.record(it.compute)
             self.recorded += 1
         except RuntimeError as error:
             self.failure = f"recording failed: {error}".splitlines()[0]
         self.seconds += time.perf_counter() - started
 
 
-class Recorder:
-    """Records functions as CUDA graphs that share one pool of memory.
-
-    Sharing is sound as no memory of the pool outlives a replay, and replays follow one another.
-    """
-
-    def __init__(self, device: torch.device):
-        self.device, self.bytes = device, 0
-        self._pool = self._stream = None
-
-    def record(self, function: Function) -> Function:
-        """A function that does on the device what ``function``, which has run before, does."""
-        if self.device.type != "cuda":
-            return function
-        with torch.cuda.device(self.device):
-            if self._pool is None:
-                self._pool = torch.cuda.graph_pool_handle()
-                self._stream = torch.cuda.Stream()
-            graph, outside = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
-            torch.cuda.empty_cache()  # as the capture does first
-            before = torch.cuda.memory_reserved()
-            try:
-                with torch.cuda.graph(
-                    graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"
-                ):
-                    function()
-            finally:
-                torch.cuda.set_stream(outside)  # an aborted capture leaves its own in place
-            self.bytes += max(0, torch.cuda.memory_reserved() - before)
-        return graph.replay
-
-
-def _key(
-    inputs: UNetInputs, rows: StepRows, weights: Tensor | None, cache: FeatureCache | None
-) -> Hashable:
+def _key(rows: StepRows, weights: Tensor | None, cache: FeatureCache | None) -> Hashable:
     deep = rows.deep
     if isinstance(deep, DeepTable):
         deep = ("by table", deep.samples, deep.runs)
-    shapes = tuple(_shape(getattr(inputs, name)) for name in READ)
-    return (
-        (rows.groups, rows.batch, deep, inputs.odd_size, shapes, _shape(inputs.text)),
-        _shape(weights),
-        None if cache is None else cache.cut,
-    )
-
-
-def _shape(value: Any) -> Hashable:
-    if isinstance(value, Tensor):
-        return tuple(value.shape), value.dtype, value.stride()
-    if isinstance(value, dict):
-        return tuple((key, _shape(item)) for key, item in value.items())
-    if isinstance(value, list | tuple):
-        return tuple(map(_shape, value))
-    return None if value is None else type(value)
-
-
-def _own(value: Any, device: torch.device) -> Any:
-    """A copy on the device; numbers, which steps change, become tensors."""
-    if isinstance(value, Tensor):
-        return value.to(device, copy=True)
-    if isinstance(value, bool) or value is None:
-        return value
-    if isinstance(value, int | float):
-        kind = torch.float64 if isinstance(value, float) else torch.int64  # as diffusers has it
-        return torch.full((), value, dtype=kind, device=device)
-    if isinstance(value, dict):
-        return {key: _own(item, device) for key, item in value.items()}
-    return type(value)(_own(item, device) for item in value)
-
-
-def _copy(mine: Any, given: Any) -> None:
-    """Write what was given over a copy that ``_own`` made."""
-    if isinstance(mine, Tensor):
-        if not isinstance(given, Tensor):
-            mine.fill_(given)
-        elif given.is_cpu and given.numel() == 1:
-            mine.fill_(given.item())  # a copy from the host would wait for the device
-        else:
-            mine.copy_(given)
-    elif isinstance(mine, dict):
-        for key, item in mine.items():
-            _copy(item, given[key])
-    elif isinstance(mine, list | tuple):
-        for item, other in zip(mine, given, strict=True):
-            _copy(item, other)
+    shares = None if weights is None else tuple(weights.shape)
+    return rows.groups, rows.batch, deep, shares, None if cache is None else cache.cut
