@@ -47,25 +47,38 @@ MIXES = {
 }
 
 
-FEW = 64  # values; the largest of fewer errors says little about another computation's largest
+FEW = 64  # values; the errors of fewer say little about another computation's
 
 
 def assert_as_good(ours: Tensor, twin: Tensor, exact: Tensor, terms: Tensor | None = None) -> None:
     """The error of ours against float64 is at most twice the twin's, plus rounding.
 
-    Rounding is that of the result's dtype at the size of the values, as in flash-attention. For
-    few values it is also float32's at the size of ``terms``, the sums of absolute values.
+    That holds for the root of the mean square; the largest error, which chance doubles, may be
+    four times the twin's. Rounding is that of the result's dtype at the size of the values, as in
+    flash-attention. For few values it is also float32's at the size of ``terms``, the sums of
+    absolute values.
     """
     assert ours.shape == exact.shape and ours.dtype == twin.dtype
     assert torch.equal(ours.isnan(), twin.isnan())
     finite = exact.isfinite()
     if not finite.any():
         return
-    error, twin_error = ((t.double() - exact)[finite].abs().max() for t in (ours, twin))
-    rounding = 2 * torch.finfo(ours.dtype).eps * exact[finite].abs().max()
+    error, twin_error = ((t.double() - exact)[finite] for t in (ours, twin))
+    rounding = 2 * torch.finfo(ours.dtype).eps
+    few = 0.0
     if terms is not None and exact.numel() < FEW:
-        rounding = rounding + 2 * torch.finfo(torch.float32).eps * terms.max()
-    assert error <= 2 * twin_error + rounding, (error.item(), twin_error.item(), rounding.item())
+        few = 2 * torch.finfo(torch.float32).eps * terms.max()
+    for size, times in ((_root_mean_square, 2), (_largest, 4)):
+        limit = times * size(twin_error) + rounding * size(exact[finite]) + few
+        assert size(error) <= limit, (size.__name__, size(error).item(), limit.item())
+
+
+def _root_mean_square(values: Tensor) -> Tensor:
+    return values.square().mean().sqrt()
+
+
+def _largest(values: Tensor) -> Tensor:
+    return values.abs().max()
 
 
 def with_serial_pool(call):
