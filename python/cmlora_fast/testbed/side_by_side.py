@@ -20,6 +20,7 @@ from .scorer import Scorer
 
 PAIR = ("character_1", "character_2")
 SIDE = 64
+NONE = "no LoRA"
 STEPS, GUIDANCE, SURE = 20, 4.0, 0.5
 BATCH = 4
 LEFT = np.tile(np.arange(2 * SIDE) < SIDE, (SIDE, 1))
@@ -49,6 +50,7 @@ def methods() -> dict[str, tuple]:
     )
     given = cf.CLoRA(rows=rows, masks=MASKS, latent_update=False)
     return {
+        NONE: (both, None),
         "merge": (both, cf.Merge()),
         "composite": (both, cf.Composite()),
         "clora": (scene, cf.CLoRA(concepts=concepts)),
@@ -101,12 +103,12 @@ def main() -> None:
     torch.set_num_threads(1)
     pipe, scorer, path = load_pipeline(), Scorer(), WORK / "side_by_side.json"
     load_loras(pipe, list(PAIR))
-    pipe.set_adapters(list(PAIR))
     found = json.loads(path.read_text()) if path.exists() else {}
     first, count = args.seeds
     for name, (text, method) in methods().items():
         if args.methods and name not in args.methods:
             continue
+        pipe.set_adapters(list(PAIR), [float(name != NONE)] * len(PAIR))
         done = found.setdefault(name, {})
         missing = [seed for seed in range(first, first + count) if str(seed) not in done]
         for start in range(0, len(missing), BATCH):
