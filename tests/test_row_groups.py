@@ -5,6 +5,8 @@ import pytest
 import torch
 from cmlora_fast.unet import fast
 from cmlora_fast.unet.fast import _pieces
+from diffusers.models.resnet import ResnetBlock2D
+from diffusers.models.transformers.transformer_2d import Transformer2DModel
 
 from . import adapters, helpers
 from .helpers import call, relative
@@ -35,6 +37,26 @@ def test_feed_forwards_in_pieces(monkeypatch, targets, weights):
         for largest in (1 << 10, 1 << 14):  # some tokens of a row, some rows
             monkeypatch.setattr(fast, "LARGEST", largest)
             assert relative(call(pipe, num_inference_steps=2), whole) < 1e-4
+
+
+@pytest.mark.parametrize("max_rows", [None, 3])
+@pytest.mark.parametrize("images", [1, 2])
+def test_images_stay_channels_last(images, max_rows):
+    """In another order the fast forwards copy every image, or leave it to the slow ones."""
+    pipe = adapters.fresh(NAMES)
+    kinds = ResnetBlock2D | Transformer2DModel | torch.nn.Conv2d
+    orders = []
+
+    def note(module, inputs):
+        orders.append(inputs[0].is_contiguous(memory_format=torch.channels_last))
+
+    for module in pipe.unet.modules():
+        if isinstance(module, kinds):
+            module.register_forward_pre_hook(note)
+    with cf.accelerate(pipe, cf.CMLoRA(cache_interval=2), max_rows=max_rows):
+        call(pipe, num_inference_steps=3, num_images_per_prompt=images)
+    assert orders
+    assert all(orders)
 
 
 @pytest.mark.parametrize("weights", ["fold", "delta"])

@@ -117,7 +117,8 @@ def expand_rows(value, groups: int, batch: int):
     """Repeat the first dimension group-major: (batch, ...) -> (groups * batch, ...)."""
     if groups == 1:
         return value
-    return _map(value, batch, lambda tensor: tensor.repeat(groups, *[1] * (tensor.dim() - 1)))
+    # Not ``repeat``, which would bring channels-last images into another order.
+    return _map(value, batch, lambda tensor: torch.cat([tensor] * groups))
 
 
 def _map(value, batch: int, change):
