@@ -39,7 +39,9 @@ void shrink(const float* x, int64_t stride, const float* a, int64_t panel, int64
             float* hidden) {
   constexpr int64_t kLine = 64 / sizeof(float);
   typename Simd::Reg sums[M][P];
+  CMLORA_UNROLL
   for (int m = 0; m < M; ++m) {
+    CMLORA_UNROLL
     for (int p = 0; p < P; ++p) sums[m][p] = Simd::set(0.0f);
   }
   for (int64_t k = 0; k < depth; ++k, ++x, a += Simd::kWidth) {
@@ -56,11 +58,21 @@ void shrink(const float* x, int64_t stride, const float* a, int64_t panel, int64
       for (int p = 0; p < P; ++p) sums[m][p] = Simd::fma(value, ranks[p], sums[m][p]);
     }
   }
+  CMLORA_UNROLL
   for (int p = 0; p < P; ++p) {
+    CMLORA_UNROLL
     for (int m = 0; m < M; ++m, hidden += Simd::kWidth) {
       Simd::store(hidden, Simd::add(Simd::load(hidden), sums[m][p]));
     }
   }
+}
+
+// The first `count` elements, then zeros.
+template <typename Simd, typename T>
+typename Simd::Reg load_part(const T* from, int64_t count) {
+  T filled[Simd::kWidth] = {};
+  for (int64_t i = 0; i < count; ++i) filled[i] = from[i];
+  return Simd::load(filled);
 }
 
 // hidden[M, W], its first kDotRanks lanes, += x[M, depth] · Aᵀ; a [kDotRanks, stride a_stride].
@@ -69,29 +81,35 @@ void shrink_dots(const T* x, int64_t stride, const float* a, int64_t a_stride, i
                  float* hidden) {
   constexpr int64_t kWidth = Simd::kWidth;
   typename Simd::Reg sums[M][kDotRanks];
+  CMLORA_UNROLL
   for (int m = 0; m < M; ++m) {
+    CMLORA_UNROLL
     for (int r = 0; r < kDotRanks; ++r) sums[m][r] = Simd::set(0.0f);
   }
-  const auto add = [&](const T* from, int64_t from_stride, const float* ranks) {
-    typename Simd::Reg values[M];
-    CMLORA_UNROLL
-    for (int m = 0; m < M; ++m) values[m] = Simd::load(from + m * from_stride);
+  const auto add = [&](const typename Simd::Reg(&values)[M], int64_t k) {
     CMLORA_UNROLL
     for (int r = 0; r < kDotRanks; ++r) {
-      const auto rank = Simd::load(ranks + r * a_stride);
+      const auto rank = Simd::load(a + r * a_stride + k);
       CMLORA_UNROLL
       for (int m = 0; m < M; ++m) sums[m][r] = Simd::fma(values[m], rank, sums[m][r]);
     }
   };
+  typename Simd::Reg values[M];
   int64_t k = 0;
-  for (; k + kWidth <= depth; k += kWidth) add(x + k, stride, a + k);
-  if (k < depth) {
-    T rest[M * kWidth] = {};
+  for (; k + kWidth <= depth; k += kWidth) {
+    CMLORA_UNROLL
     for (int m = 0; m < M; ++m) {
-      for (int64_t i = k; i < depth; ++i) rest[m * kWidth + i - k] = x[m * stride + i];
+      values[m] = Simd::load(x + m * stride + k);
+      __builtin_prefetch(x + (Simd::kTile + m) * stride + k);  // the tile after this one
     }
-    add(rest, kWidth, a + k);
+    add(values, k);
   }
+  if (k < depth) {
+    CMLORA_UNROLL
+    for (int m = 0; m < M; ++m) values[m] = load_part<Simd>(x + m * stride + k, depth - k);
+    add(values, k);
+  }
+  CMLORA_UNROLL
   for (int m = 0; m < M; ++m, hidden += kWidth) {
     Simd::add_sums(sums[m][0], sums[m][1], sums[m][2], sums[m][3], hidden);
   }
@@ -99,8 +117,10 @@ void shrink_dots(const T* x, int64_t stride, const float* a, int64_t a_stride, i
 
 template <typename Simd, int M>
 void add_partial(const float* partial, typename Simd::Reg (&sums)[M][2]) {
-  for (int i = 0; i < 2 * M; ++i) {
-    sums[i / 2][i % 2] = Simd::add(Simd::load(partial + i * Simd::kWidth), sums[i / 2][i % 2]);
+  CMLORA_UNROLL
+  for (int m = 0; m < M; ++m, partial += 2 * Simd::kWidth) {
+    sums[m][0] = Simd::add(Simd::load(partial), sums[m][0]);
+    sums[m][1] = Simd::add(Simd::load(partial + Simd::kWidth), sums[m][1]);
   }
 }
 
@@ -108,9 +128,11 @@ void add_partial(const float* partial, typename Simd::Reg (&sums)[M][2]) {
 template <typename Simd, int M>
 void flush(typename Simd::Reg (&sums)[M][2], float* partial, bool flushed) {
   if (flushed) add_partial<Simd, M>(partial, sums);
-  for (int i = 0; i < 2 * M; ++i) {
-    Simd::store(partial + i * Simd::kWidth, sums[i / 2][i % 2]);
-    sums[i / 2][i % 2] = Simd::set(0.0f);
+  CMLORA_UNROLL
+  for (int m = 0; m < M; ++m, partial += 2 * Simd::kWidth) {
+    Simd::store(partial, sums[m][0]);
+    Simd::store(partial + Simd::kWidth, sums[m][1]);
+    sums[m][0] = sums[m][1] = Simd::set(0.0f);
   }
 }
 
@@ -121,6 +143,7 @@ void expand(const float* hidden, const Segment* segments, int64_t count, int64_t
   constexpr int64_t kWidth = Simd::kWidth, kPanel = 2 * kWidth;
   constexpr int64_t kLine = 64 / sizeof(T);
   typename Simd::Reg sums[M][2];
+  CMLORA_UNROLL
   for (int m = 0; m < M; ++m) {
     sums[m][0] = sums[m][1] = Simd::set(0.0f);
     for (int64_t i = 0; i < kPanel; i += kLine) {  // the panel after this one
@@ -153,6 +176,7 @@ void expand(const float* hidden, const Segment* segments, int64_t count, int64_t
     }
   }
   if (flushed) add_partial<Simd, M>(partial, sums);
+  CMLORA_UNROLL
   for (int m = 0; m < M; ++m, in += in_stride, out += out_stride) {
     Simd::store(out, Simd::add(Simd::load(in), sums[m][0]));
     Simd::store(out + kWidth, Simd::add(Simd::load(in + kWidth), sums[m][1]));
@@ -216,12 +240,13 @@ void shrink_rests(const DeltaBlock& block, const T* x, float* hidden) {
     hidden += whole * M * kWidth;
     if (rest == 0) continue;
     const float* a = block.segments[s].shrink + whole * shrink_panel<Simd>(block.K);
-    for (int64_t r = 0; dots<Simd>(rest) && r < rest; r += kDotRanks, a += kDotRanks * a_stride) {
-      for (int64_t k = 0; k < block.K; k += kPass) {
-        const int64_t depth = block.K - k < kPass ? block.K - k : kPass;
-        for (int m = 0; m < M; m += kRows) {
-          shrink_dots<Simd, T, kRows>(x + m * block.x_stride + k, block.x_stride, a + k, a_stride,
-                                      depth, hidden + m * kWidth + r);
+    for (int64_t k = 0; dots<Simd>(rest) && k < block.K; k += kPass) {
+      const int64_t depth = block.K - k < kPass ? block.K - k : kPass;
+      for (int m = 0; m < M; m += kRows) {
+        for (int64_t r = 0; r < rest; r += kDotRanks) {
+          shrink_dots<Simd, T, kRows>(x + m * block.x_stride + k, block.x_stride,
+                                      a + r * a_stride + k, a_stride, depth,
+                                      hidden + m * kWidth + r);
         }
       }
     }
