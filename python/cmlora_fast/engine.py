@@ -176,7 +176,8 @@ class Engine:
             return
         schedule = plan(method, self._adapters.names, T, guided=self._border.guided())
         check_band(schedule.measure, inputs.sample.shape[-2:])
-        reason, static = self._executor.opaque(inputs), self._is_static(inputs)
+        compiles = self.settings.graphs == "compile"
+        reason, static = self._executor.opaque(inputs), self._is_static(inputs, compiles)
         self._no_graphs = self._why_no_graphs(inputs, static, reason)
         self._executor.prepare(
             self._adapters,
@@ -185,6 +186,7 @@ class Engine:
             self.settings.weights,
             static=static,
             graphs=None if self._no_graphs else self.settings.backend,
+            compiles=compiles,
         )
         base_alone = schedule.subsets == ((),)
         if not schedule.reuse and (base_alone or not self.settings.record):
@@ -210,16 +212,18 @@ class Engine:
             size, device = sample.shape[-2:], sample.device
             self._run.masks_of_subsets = subset_masks(regions, schedule.subsets, size, device)
 
-    def _is_static(self, inputs: UNetInputs) -> bool:
+    def _is_static(self, inputs: UNetInputs, compiles: bool = False) -> bool:
         """Whether the host shall not wait for the device, and memory of a run stays."""
-        on_device = on_gpu(inputs.sample.device) and not torch.is_grad_enabled()
-        return on_device and not self._executor.keeps_batch
+        wanted = on_gpu(inputs.sample.device) or compiles
+        return wanted and not (torch.is_grad_enabled() or self._executor.keeps_batch)
 
     def _why_no_graphs(self, inputs: UNetInputs, static: bool, opaque: str | None) -> str:
         if self.settings.graphs == "off":
             return 'graphs="off"'
         if opaque is not None:
             return opaque
+        if self._executor.keeps_batch:
+            return "attention processors read the pipeline's batch"
         if not static:
             return f"the UNet is on {inputs.sample.device}"
         return why_not_recorded(self._border.unet, inputs, self.settings.max_rows) or ""

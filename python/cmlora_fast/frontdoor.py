@@ -18,7 +18,7 @@ from .settings import Settings
 __all__ = ["accelerate", "disable", "enable", "summary"]
 
 WEIGHT_MODES = ("auto", "fold", "delta")
-GRAPH_MODES = ("auto", "off")
+GRAPH_MODES = ("auto", "compile", "off")
 BACKENDS = ("auto", "cpu", "cuda", "triton", "torch")
 
 # Beside the pipelines, not in them: ``disable`` leaves a pipeline exactly as it was, and its last
@@ -49,8 +49,9 @@ def enable(
         max_rows: Most samples per UNet batch; a step with more runs in chunks.
         record: Keep recorded tensors in the summary (``features``, ``profiles``; CLoRA: ``maps``,
             ``masks``).
-        graphs: On a GPU, record steps as CUDA graphs and replay them, where nothing is in the way
-            ("auto"; the summary tells), or never ("off").
+        graphs: "auto": on a GPU, record steps as CUDA graphs and replay them, where nothing is in
+            the way (the summary tells); "compile": on any device, ``torch.compile`` them first;
+            "off": neither.
 
     Returns:
         ``pipe``.

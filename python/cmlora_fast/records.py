@@ -64,8 +64,9 @@ class Summary:
         backend: What the ops ran on.
         weights: {"mode", "reason", "bytes"} of the adapted layers' weights.
         cache: {"used", "reason"}: whether features were cached.
-        graphs: {"used", "reason"}: whether steps were recorded and replayed; if so, how many were
-            "recorded" and "replayed", the "seconds" that recording took and the "bytes" it holds.
+        graphs: {"used", "reason"}: whether steps were recorded, or compiled, and replayed; if so,
+            how many were "recorded" and "replayed", the "seconds" that making them took and the
+            "bytes" that they hold.
         peak_bytes: Largest memory seen at a step: of the device, or of the process on a CPU.
         seconds: From the call's start to its last step.
         steps: One record per UNet call.
@@ -144,7 +145,7 @@ def _graphs(report: dict[str, Any]) -> str:
     if not report.get("used"):
         return f"none ({report.get('reason')})"
     made, again = report["recorded"], report["replayed"]
-    return f"{made} recorded in {report['seconds']:.2f} s, {again} replayed"
+    return f"{report['reason']}, {made} in {report['seconds']:.2f} s; {again} replayed"
 
 
 def _plain(value: Any) -> Any:

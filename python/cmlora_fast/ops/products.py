@@ -37,7 +37,7 @@ def fast_on_cpu(x: Tensor, *constants: Tensor | None) -> bool:
 
     A graph may be recorded of them, but leads to no gradient of ``constants``.
     """
-    if not x.is_cpu or x.dtype is not torch.float32:
+    if not x.is_cpu or x.dtype is not torch.float32 or torch.compiler.is_compiling():
         return False
     if torch.is_grad_enabled() and any(c is not None and c.requires_grad for c in constants):
         return False

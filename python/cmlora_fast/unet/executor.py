@@ -66,6 +66,7 @@ class Executor:
         row_text: RowText | None = None,
         static: bool = False,
         graphs: Hashable | None = None,
+        compiles: bool = False,
         gradients: bool = False,
     ) -> None:
         """Hook the adapted layers and make their weights for these subsets.
@@ -74,8 +75,8 @@ class Executor:
         (subsets * batch, tokens, D) and pooled ones (subsets * batch, D) or None; else, and for
         None, every subset reads those of the UNet call. ``static`` weights stay where they are and
         do not ask the host which rows carry which subset. ``graphs``, for static ones, has steps
-        recorded and replayed; it names what they depend on beside the weights. ``gradients``:
-        ``run_tapped`` will be asked for some.
+        recorded and replayed; it names what they depend on beside the weights. ``compiles``: by
+        torch.compile first. ``gradients``: ``run_tapped`` will be asked for some.
         """
         if self._kept_graphs is not None and len(subsets) != len(self._subsets):
             self._kept_graphs.clear()  # before other weights are made
@@ -90,16 +91,16 @@ class Executor:
             self.unet, self._topology, self._state, self._state.weights, row_text is not None
         )
         self.forget()
-        self._begin_graphs(graphs)
+        self._begin_graphs(graphs, compiles)
 
-    def _begin_graphs(self, setting: Hashable | None) -> None:
+    def _begin_graphs(self, setting: Hashable | None, compiles: bool) -> None:
         self.graphs = self._state.text_memory = None
         if setting is None:
             return
         if self._kept_graphs is None:
             self._kept_graphs = StepGraphs(self.unet.device, combine)
         self.graphs = self._kept_graphs
-        self.graphs.begin(self._denoiser, self.unet, setting)
+        self.graphs.begin(self._denoiser, self.unet, setting, compiles)
         self._state.text_memory = self.graphs.text
 
     def _mode(self):

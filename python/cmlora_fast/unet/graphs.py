@@ -1,4 +1,4 @@
-"""Steps that are computed once and replayed: on a GPU as CUDA graphs.
+"""Steps that are computed once and replayed: on a GPU as CUDA graphs, compiled before on request.
 
 A step reads nothing but memory that stays: its own copies of the call's arguments, the weights, the
 text's keys and values, the feature cache and the row tables. A replay therefore is a copy of the
@@ -113,8 +113,8 @@ class StepGraphs:
     """The recorded passes of one UNet, for one set of weights.
 
     A pass of a new kind or shape is computed; its second time it is recorded; from then on it is
-    replayed. The one unused for longest goes where there are too many. A recording that fails ends
-    recording, with the reason in ``failure``.
+    replayed. The one unused for longest goes where there are too many. What fails to be recorded,
+    or before that compiled, ends recording, with the reason in ``failure``.
 
     Args:
         device: The UNet's.
@@ -132,20 +132,22 @@ class StepGraphs:
         self.text: dict[tuple, Tensor] = {}
         self.features: dict[tuple, Tensor] = {}
         self.failure: str | None = None
+        self._compiles = False
         self.recorded = self.replayed = 0
         self.seconds = 0.0
 
-    def begin(self, denoiser: Denoiser, unet: nn.Module, setting: Hashable) -> None:
+    def begin(self, denoiser: Denoiser, unet: nn.Module, setting: Hashable, compiles: bool) -> None:
         """A run begins; steps recorded with other weights, layers or ``setting`` go."""
         layers = denoiser.state.weights
         tensors = [t for name, t in unet.named_parameters() if ".lora_" not in name]
         tensors += [t for layer in layers.values() for t in layer.memory]
-        kind = setting, tuple(layers), denoiser.prefix, denoiser.shares_embedding
+        kind = setting, compiles, tuple(layers), denoiser.prefix, denoiser.shares_embedding
         now = kind, tuple((t.data_ptr(), t.shape, t.dtype) for t in tensors)
         if now != self._for or len(self.features) > MOST_SHAPES:
             self.clear()
             # Addresses are told apart while what lies there lives; layers hold tables of their own.
             self._for, self._kept = now, (tensors, dict(layers))
+            self._compiles = compiles
         self.recorded = self.replayed = 0
         self.seconds = 0.0
 
@@ -157,9 +159,13 @@ class StepGraphs:
 
     def report(self) -> dict[str, Any]:
         """What the run in progress recorded and replayed, for its summary."""
-        kind = {"used": self.failure is None, "reason": self.failure or "steps are recorded"}
+        kind = {"used": self.failure is None, "reason": self.failure or self._kind()}
         done = {"recorded": self.recorded, "replayed": self.replayed, "seconds": self.seconds}
         return {**kind, **done, "bytes": self._recorder.bytes}
+
+    def _kind(self) -> str:
+        made = [("compiled", self._compiles), ("recorded", self._recorder.records)]
+        return "steps are " + " and ".join(name for name, done in made if done)
 
     def run(
         self,
@@ -209,12 +215,15 @@ class StepGraphs:
             self.replayed += 1
 
     def _record(self, it: Pass) -> None:
-        started = time.perf_counter()
+        started, verb = time.perf_counter(), "compiling"
         try:
+            if self._compiles:
+                it.compile()
+            verb = "recording"
             it.replay = self._recorder.record(it.compute)
             self.recorded += 1
         except RuntimeError as error:
-            self.failure = f"recording failed: {error}".splitlines()[0]
+            self.failure = f"{verb} failed: {error}".splitlines()[0]
         self.seconds += time.perf_counter() - started
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, replace
+from types import FunctionType
 from typing import Any
 
 import torch
@@ -28,12 +29,14 @@ class Pass:
     Args:
         function: What it computes; without gradients in what it returns.
         inputs: Its arguments, see ``own``.
+        compiled: What torch.compile made of it, if it did.
         outputs: What it computed last; None: nothing yet.
         replay: Computes it again; None: not recorded yet.
     """
 
     function: Callable[[UNetInputs], Outputs]
     inputs: UNetInputs
+    compiled: Callable[[UNetInputs], Outputs] | None = None
     outputs: Outputs | None = None
     replay: Function | None = None
 
@@ -49,9 +52,18 @@ class Pass:
         for name in READ:
             copy_into(getattr(self.inputs, name), getattr(inputs, name))
 
+    def compile(self) -> None:
+        """Let torch.compile make one graph of it, once it has been computed."""
+        self.compiled = torch.compile(_apart(self.function), fullgraph=True, dynamic=False)
+        try:
+            self.compute()  # this compiles
+        except RuntimeError:
+            self.compiled = None
+            raise
+
     def compute(self) -> None:
         """The function, from its own memory into ``outputs``."""
-        made = self.function(self.inputs)
+        made = (self.compiled or self.function)(self.inputs)
         if self.outputs is None:
             self.outputs = tuple(None if t is None else torch.empty_like(t) for t in made)
         for mine, tensor in zip(self.outputs, made, strict=True):
@@ -69,9 +81,14 @@ class Recorder:
         self.device, self.bytes = device, 0
         self._pool = self._stream = None
 
+    @property
+    def records(self) -> bool:
+        """Whether there is anything to record: elsewhere functions run again as they are."""
+        return self.device.type == "cuda"
+
     def record(self, function: Function) -> Function:
         """A function that does on the device what ``function``, which has run before, does."""
-        if self.device.type != "cuda":
+        if not self.records:
             return function
         with torch.cuda.device(self.device):
             if self._pool is None:
@@ -89,6 +106,15 @@ class Recorder:
                 torch.cuda.set_stream(outside)  # an aborted capture leaves its own in place
             self.bytes += max(0, torch.cuda.memory_reserved() - before)
         return graph.replay
+
+
+def _apart(function: Callable[[UNetInputs], Outputs]) -> Callable[[UNetInputs], Outputs]:
+    """The function behind code of its own: torch keeps eight graphs of a code, and then no more."""
+
+    def call(inputs: UNetInputs) -> Outputs:
+        return function(inputs)
+
+    return FunctionType(call.__code__.replace(), call.__globals__, closure=call.__closure__)
 
 
 def shape_of(inputs: UNetInputs) -> Hashable:
