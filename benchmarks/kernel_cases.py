@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 
 import torch
+from cmlora_fast.ops import reference
 from torch import Tensor
 
 from .workloads import ADAPTERS, LAYERS, QUICK_RANKS, RANKS, row_table
@@ -123,10 +124,37 @@ def norm_inputs(rows, side, C, dtype) -> tuple:
     return x, 32, torch.randn(C), torch.randn(C), torch.randn(rows, C), 1e-5, True
 
 
+def im2col_cases(dtype: torch.dtype, quick: bool) -> Cases:
+    if dtype is not torch.float32:  # what the op takes
+        return
+    for rows, side, C, stride in (
+        (2, 8, 640, 1),
+        (10, 8, 640, 1),
+        (2, 8, 1280, 1),
+        (10, 16, 640, 2),
+    ):
+        name = f"{rows} x {C} x {side} x {side}, 3 x 3 at stride {stride}"
+        form = [3, 3], [stride, stride], [1, 1]
+        yield name, lambda shape=(rows, side, side, C), form=form: (torch.randn(shape), *form)
+
+
+def col2im_cases(dtype: torch.dtype, quick: bool) -> Cases:
+    for name, make in im2col_cases(dtype, quick):
+        yield name, partial(columns_inputs, make)
+
+
+def columns_inputs(make: Callable[[], tuple]) -> tuple:
+    """The columns of images, their size and the kernel."""
+    x, *form = make()
+    return torch.randn(reference.im2col(x, *form).shape), list(x.shape[1:3]), *form
+
+
 CASES = {
     "attention": attention_cases,
     "geglu": geglu_cases,
     "group_norm": group_norm_cases,
+    "im2col": im2col_cases,
+    "col2im": col2im_cases,
     "lora_delta_": lora_delta_cases,
     "lora_fold": lora_fold_cases,
     "radial_amplitude": radial_amplitude_cases,

@@ -103,6 +103,8 @@ def work(op: str, inputs: tuple) -> tuple[int, int]:
         return inputs[0].nbytes * 3 // 2, 0
     elif op == "group_norm":
         return 2 * inputs[0].nbytes, 0
+    elif op in ("im2col", "col2im"):
+        return inputs[0].nbytes + getattr(reference, op)(*inputs).nbytes, 0
     else:
         return inputs[0].nbytes, 0
     ranks = sum((slots[1:] - slots[:-1])[row_slot.long()].tolist())

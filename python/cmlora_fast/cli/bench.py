@@ -24,6 +24,8 @@ class Op(str, Enum):
     attention = "attention"
     geglu = "geglu"
     group_norm = "group_norm"
+    im2col = "im2col"
+    col2im = "col2im"
     lora_delta_ = "lora_delta_"
     lora_fold = "lora_fold"
     radial_amplitude = "radial_amplitude"

@@ -9,6 +9,7 @@ from .contrastive_loss import contrastive_loss
 from .decide import decide_
 from .geglu import geglu
 from .group_norm import group_norm
+from .im2col import col2im, im2col
 from .lora_delta import lora_delta, lora_delta_
 from .lora_fold import lora_fold
 from .lora_linear import lora_linear
@@ -19,12 +20,14 @@ __all__ = [
     "attention",
     "attention_masks",
     "cache_refresh_",
+    "col2im",
     "combine_",
     "contrastive_loss",
     "decide_",
     "force",
     "geglu",
     "group_norm",
+    "im2col",
     "lora_delta",
     "lora_delta_",
     "lora_fold",
