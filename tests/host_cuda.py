@@ -98,6 +98,15 @@ class ContrastiveLoss(ctypes.Structure):
     ]
 
 
+class AttentionTap(ctypes.Structure):
+    _fields_ = [
+        *[(name, c_void_p) for name in ("maps", "grad", "slope", "q", "k", "columns")],
+        *[(name, c_int64) for name in ("rows", "queries", "keys", "heads", "D", "C")],
+        *[("q_strides", c_int64 * 2), ("k_strides", c_int64 * 2)],
+        *[("scale", c_float), ("dtype", c_int)],
+    ]
+
+
 class Decide(ctypes.Structure):
     _fields_ = [
         *[(name, c_void_p) for name in ("early", "weights", "deep", "reading")],
@@ -217,6 +226,22 @@ class HostCuda:
         )  # fmt: skip
         self._run("contrastive_loss", ctypes.byref(op))
         return loss, gradient
+
+    def attention_tap(self, q, k, columns, heads, scale, grad=None):
+        """The maps, or with ``grad`` their gradient in q."""
+        q, k, columns = guarded(q), guarded(k), guarded(columns)
+        grad = None if grad is None else guarded(grad)
+        shape = q.shape if grad is not None else (*q.shape[:2], len(columns))
+        out = guarded(torch.zeros(shape, dtype=torch.float32 if grad is None else q.dtype))
+        op = AttentionTap(
+            *([out.data_ptr(), None, None] if grad is None
+              else [None, grad.data_ptr(), out.data_ptr()]),
+            q.data_ptr(), k.data_ptr(), columns.data_ptr(), *q.shape[:2], k.shape[1], heads,
+            q.shape[2] // heads, len(columns), (c_int64 * 2)(*q.stride()[:2]),
+            (c_int64 * 2)(*k.stride()[:2]), scale, DTYPES[q.dtype],
+        )  # fmt: skip
+        self._run("attention_tap" if grad is None else "attention_tap_backward", ctypes.byref(op))
+        return out
 
     def decide_(self, early, weights, deep, reading, shares, places, *rules):
         read = None if reading is None else guarded(reading)

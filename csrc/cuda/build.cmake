@@ -20,6 +20,7 @@ endif()
 enable_language(CUDA)
 
 target_sources(_C PRIVATE
+  csrc/cuda/attention_tap.cu
   csrc/cuda/cache_refresh.cu
   csrc/cuda/combine.cu
   csrc/cuda/contrastive_loss.cu

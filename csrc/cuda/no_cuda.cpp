@@ -1,6 +1,7 @@
 // Compiled when CMLORA_CUDA is OFF.
 #include <stdexcept>
 
+#include "ops/attention_tap.h"
 #include "ops/cache_refresh.h"
 #include "ops/combine.h"
 #include "ops/contrastive_loss.h"
@@ -20,6 +21,9 @@ namespace {
 
 std::string missing() { return "cmlora_fast was built without its CUDA kernels (CMLORA_CUDA=OFF)"; }
 
+void attention_tap(const AttentionTap&, const Stream&) { refuse(); }
+void attention_tap_backward(const AttentionTap&, const Stream&) { refuse(); }
+bool attention_tap_fits(int64_t) { refuse(); }
 void cache_refresh(const CacheRefresh&, const Stream&) { refuse(); }
 void combine(const Combine&, const Stream&) { refuse(); }
 void contrastive_loss(const ContrastiveLoss&, const Stream&) { refuse(); }

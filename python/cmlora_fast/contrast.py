@@ -86,13 +86,12 @@ class Contrast:
         columns = tuple(range(PROMPT_LENGTH)) if record else tracked.columns or (0,)
         places = [columns.index(token) for token in tracked.token]
         self._reads_maps = record or method.masks is None
-        self._columns, self._places, self._row_of_map = (
-            torch.tensor(table, dtype=torch.int64, device=device)
-            for table in (columns, places, tracked.row)
+        self._places, self._row_of_map = (
+            torch.tensor(table, dtype=torch.int64, device=device) for table in (places, tracked.row)
         )
-        self._index, self._labels, self._mask_row = (
+        self._columns, self._index, self._labels, self._mask_row = (
             torch.tensor(table, dtype=torch.int32, device=device)
-            for table in (tracked.index, tracked.labels, tracked.mask_row)
+            for table in (columns, tracked.index, tracked.labels, tracked.mask_row)
         )
         self._given = None
         if method.masks is not None:

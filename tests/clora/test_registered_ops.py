@@ -4,6 +4,7 @@ import pytest
 import torch
 from cmlora_fast.ops import clora_reference as reference
 from cmlora_fast.ops.attention_masks import attention_masks
+from cmlora_fast.ops.attention_tap import attention_tap
 from cmlora_fast.ops.contrastive_loss import contrastive_loss
 from cmlora_fast.ops.mask_fuse import mask_fuse_
 from torch.library import opcheck
@@ -21,6 +22,11 @@ def mask_inputs(dtype=torch.float32):
     return torch.rand(4, 2, 5, 7).to(dtype), ints(1, 1, -1, 2), 3, (20, 28), 0.6
 
 
+def tap_inputs(dtype=torch.float32):
+    q, k = torch.randn(2, 6, 12).to(dtype), torch.randn(2, 5, 12).to(dtype)
+    return q, k, ints(3, 0), 3, 0.5
+
+
 def fuse_inputs(guided, masked, dtype=torch.float32):
     noise = torch.randn(2, 3, 1, 4, 5, 7).to(dtype)
     out = torch.full((1, 4, 5, 7) if guided else (2, 1, 4, 5, 7), float("nan")).to(dtype)
@@ -32,6 +38,10 @@ def test_matches_reference(dtype):
     given = loss_inputs(dtype)
     for got, want in zip(contrastive_loss(*given), reference.contrastive_loss(*given), strict=True):
         assert got.dtype == torch.float32 and torch.equal(got, want)
+    q, k, columns, heads, scale = tap_inputs(dtype)
+    split = [t.float().unflatten(-1, (3, 4)).transpose(1, 2) for t in (q, k)]
+    whole = (scale * split[0] @ split[1].mT).softmax(-1).sum(1)  # what all keys get
+    torch.testing.assert_close(attention_tap(q, k, columns, heads, scale), whole[..., [3, 0]])
     given = mask_inputs(dtype)
     got = attention_masks(*given, closing=True)
     assert torch.equal(got, reference.attention_masks(*given, closing=True))
@@ -46,13 +56,15 @@ def test_matches_reference(dtype):
 
 def test_registration():
     opcheck(contrastive_loss.op, loss_inputs())
+    opcheck(attention_tap.op, tap_inputs())
     opcheck(attention_masks.op, (*mask_inputs(), True, False, True, True))
     for guided in (False, True):
         opcheck(mask_fuse_.op, fuse_inputs(guided, masked=not guided))
 
 
 @pytest.mark.parametrize(
-    "op, inputs", [(contrastive_loss, loss_inputs), (attention_masks, mask_inputs)]
+    "op, inputs",
+    [(contrastive_loss, loss_inputs), (attention_masks, mask_inputs), (attention_tap, tap_inputs)],
 )
 def test_compiles_without_graph_break(op, inputs):
     given = inputs()
@@ -77,6 +89,7 @@ def test_records_no_gradient():
 def test_wrong_arguments_are_named():
     maps, index, labels, _ = loss_inputs()
     out, noise, masks, scale = fuse_inputs(True, True)
+    q, k, columns, *_ = tap_inputs()
     taped = noise.clone().requires_grad_()
     wrong = [
         (contrastive_loss, (maps[0], index, labels), ValueError, r"maps \[S, B, r, q\]"),
@@ -88,6 +101,12 @@ def test_wrong_arguments_are_named():
         (attention_masks, (maps, ints(0, 1), 2, (8, 8)), ValueError, r"mask_row \[S\]"),
         (attention_masks, (maps, ints(0, 1, 0, 1), 0, (8, 8)), ValueError, "rows >= 1"),
         (attention_masks, (maps, ints(0, 1, 0, 1), 2, (8,)), ValueError, r"size \(H, W\)"),
+        (attention_tap, (q, k[:1], columns, 3), ValueError, r"q \[rows, queries, 3 \* D\]"),
+        (attention_tap, (q, k, columns, 5), ValueError, r"q \[rows, queries, 5 \* D\]"),
+        (attention_tap, (q, k, columns.long(), 3), TypeError, r"columns \[C\] as int32"),
+        (attention_tap, (q, k, columns[None], 3), ValueError, r"columns \[C\]"),
+        (attention_tap, (q, k.half(), columns, 3), TypeError, "one dtype"),
+        (attention_tap, (q.mT.contiguous().mT, k, columns, 3), ValueError, "last dimension"),
         (mask_fuse_, (out, noise[0], masks, scale), ValueError, r"noise \[G, J, B, C, H, W\]"),
         (mask_fuse_, (out, noise[:1], masks, scale), ValueError, "two guidance parts"),
         (mask_fuse_, (out, noise, masks), ValueError, r"out \[G, B, C, H, W\]"),

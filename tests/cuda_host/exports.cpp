@@ -2,6 +2,7 @@
 #include <exception>
 #include <string>
 
+#include "ops/attention_tap.h"
 #include "ops/cache_refresh.h"
 #include "ops/combine.h"
 #include "ops/contrastive_loss.h"
@@ -37,6 +38,14 @@ const char* lora_delta(const cmlora::LoraDelta* op) {
 
 const char* lora_fold(const cmlora::LoraFold* op) {
   return guarded([&] { cmlora::cuda::lora_fold(*op, kStream); });
+}
+
+const char* attention_tap(const cmlora::AttentionTap* op) {
+  return guarded([&] { cmlora::cuda::attention_tap(*op, kStream); });
+}
+
+const char* attention_tap_backward(const cmlora::AttentionTap* op) {
+  return guarded([&] { cmlora::cuda::attention_tap_backward(*op, kStream); });
 }
 
 const char* cache_refresh(const cmlora::CacheRefresh* op) {

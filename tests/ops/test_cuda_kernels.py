@@ -264,3 +264,35 @@ def test_contrastive_loss(cuda, index, labels, temperature):
         ours = cuda.contrastive_loss(maps, *tables, temperature)
         for got, theirs, want in zip(ours, twin, exact, strict=True):
             assert_as_good(got, theirs, want, want.abs())
+
+
+TAPS = {  # rows, queries, keys, heads, D, columns
+    "SD 1.5's heads": (2, 20, 77, 2, 40, [1, 5, 76]),  # a chunk of features and a part
+    "nothing divides": (3, 9, 33, 3, 7, [32, 0]),
+    "most keys": (1, 3, 128, 1, 64, [127, 31, 32, 96]),
+    "all of them": (1, 8, 40, 1, 16, [*range(40)]),
+    "twice": (1, 5, 6, 2, 5, [4, 4]),
+    "smallest": (1, 1, 1, 1, 1, [0]),
+}
+
+
+@pytest.mark.parametrize("case", TAPS.values(), ids=TAPS.keys())
+def test_attention_tap(cuda, case, dtype):
+    rows, queries, keys, heads, D, columns = case
+    q = torch.randn(rows, queries + 1, heads * D).to(dtype)[:, 1:]
+    k = (2 * torch.randn(rows, keys, heads * D)).to(dtype)
+    rest = torch.tensor(columns, dtype=torch.int32), heads, 0.3
+    grad = torch.randn(rows, queries, len(columns))
+
+    def run(q, k, grad):
+        q = q.detach().requires_grad_()
+        maps = reference.attention_tap(q, k, *rest)
+        return maps.detach(), *torch.autograd.grad(maps, q, grad)
+
+    exact, twin = run(q.double(), k.double(), grad.double()), run(q, k, grad)
+    terms = 20 * heads, 20 * (grad.abs().sum() * 0.3 * k.double().abs().max())
+    for reversed_order in (False, True):
+        cuda.device(reversed_order=reversed_order)
+        ours = cuda.attention_tap(q, k, *rest), cuda.attention_tap(q, k, *rest, grad)
+        for got, theirs, want, size in zip(ours, twin, exact, terms, strict=True):
+            assert_as_good(got, theirs, want, torch.as_tensor(size))

@@ -183,6 +183,26 @@ def test_contrastive_loss(dtype, cuda_kernels):
         assert_as_good(got, theirs, want, want.abs())
 
 
+@pytest.mark.parametrize("shape", [(6, 256, 77, 8, 160), (2, 70, 33, 3, 7)], ids=str)
+def test_attention_tap(shape, dtype, cuda_kernels):
+    rows, queries, keys, heads, D = shape
+    q, k = (torch.randn(rows, n, heads * D).to("cuda", dtype) for n in (queries, keys))
+    columns = torch.tensor([1, 5, keys - 1], dtype=torch.int32, device="cuda")
+    grad = torch.randn(rows, queries, 3, device="cuda")
+
+    def run(op, q, k, grad):
+        q = q.detach().requires_grad_()
+        maps = op(q, k, columns, heads)
+        return maps.detach(), *torch.autograd.grad(maps, q, grad)
+
+    exact = run(reference.attention_tap, q.double(), k.double(), grad.double())
+    twin = run(reference.attention_tap, q, k, grad)
+    for got, theirs, want in zip(run(ops.attention_tap, q, k, grad), twin, exact, strict=True):
+        assert_as_good(got, theirs, want)
+    alone = ops.attention_tap(q[1:2], k[1:2], columns, heads)
+    assert torch.equal(ops.attention_tap(q, k, columns, heads)[1:2], alone)
+
+
 @pytest.mark.parametrize("latch", [True, False])
 def test_decide(latch, cuda_kernels):
     shares, places = torch.rand(2, 5, device="cuda"), torch.tensor([[1], [4]], dtype=torch.int32)

@@ -2,6 +2,7 @@
 
 from .attention import attention
 from .attention_masks import attention_masks
+from .attention_tap import attention_tap
 from .backends import force
 from .cache_refresh import cache_refresh_
 from .combine import combine_
@@ -19,6 +20,7 @@ from .radial_amplitude import radial_amplitude
 __all__ = [
     "attention",
     "attention_masks",
+    "attention_tap",
     "cache_refresh_",
     "col2im",
     "combine_",

@@ -1,4 +1,4 @@
-"""Plain torch versions of CLoRA's ops: contrastive loss, masks and masked blend.
+"""Plain torch versions of CLoRA's ops: attention tap, contrastive loss, masks, masked blend.
 
 Meral et al., ICCV 2025, as released; the ops of these names say more about each. Sizes: ``S``
 tracked maps, each of one token of one row; ``K`` maps in the loss; ``J`` rows of an image, ``B``
@@ -15,6 +15,17 @@ from torch import Tensor
 # Maps flatter than this, relative to their largest value, are rounding noise around a constant
 # (float32 sums of 80 probabilities) and have no direction; the release divides by zero there.
 FLAT = 1e-6
+
+
+def attention_tap(
+    q: Tensor, k: Tensor, columns: Tensor, heads: int, scale: float | None = None
+) -> Tensor:
+    """q [R, queries, heads * D], k [R, keys, heads * D], columns [C] -> [R, queries, C]."""
+    dtype = _accumulator(q.dtype)
+    q, k = (tokens.to(dtype).unflatten(-1, (heads, -1)).transpose(1, 2) for tokens in (q, k))
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    probabilities = ((q @ k.transpose(-1, -2)) * scale).softmax(-1)
+    return probabilities.index_select(-1, columns).sum(1)
 
 
 def contrastive_loss(

@@ -13,7 +13,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .clora_reference import attention_masks, contrastive_loss, mask_fuse_  # noqa: F401
+from .clora_reference import (  # noqa: F401
+    attention_masks,
+    attention_tap,
+    contrastive_loss,
+    mask_fuse_,
+)
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, heads: int, scale: float | None = None) -> Tensor:

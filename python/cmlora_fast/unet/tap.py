@@ -10,6 +10,7 @@ import torch
 from diffusers.models.attention_processor import Attention
 from torch import Tensor, nn
 
+from .. import ops
 from .patches import Patches
 
 __all__ = ["TAP_LEVEL", "AttentionTap", "TapProcessor", "stage_size"]
@@ -49,7 +50,7 @@ class AttentionTap:
 
     @contextmanager
     def listening(self, size: tuple[int, int], columns: Tensor) -> Iterator[None]:
-        """Sum the maps of a forward from layers of this stage; ``columns`` (K,) tokens."""
+        """Sum the maps of a forward from layers of this stage; ``columns`` int32 (K,) tokens."""
         self._tokens, self._columns = size[0] * size[1], columns
         self._total, self._heads = None, 0
         try:
@@ -60,11 +61,11 @@ class AttentionTap:
     def hears(self, queries: int) -> bool:
         return queries == self._tokens
 
-    def add(self, probabilities: Tensor) -> None:
-        """``probabilities`` (rows, heads, queries, 77) of one layer."""
-        tracked = probabilities[..., self._columns].float().sum(1)
+    def add(self, query: Tensor, key: Tensor, heads: int, scale: float) -> None:
+        """``query`` (rows, queries, heads * d) and ``key`` (rows, 77, heads * d) of one layer."""
+        tracked = ops.attention_tap(query, key, self._columns, heads, scale)
         self._total = tracked if self._total is None else self._total + tracked
-        self._heads += probabilities.shape[1]
+        self._heads += heads
 
     def maps(self) -> Tensor:
         """(rows, queries, K): the mean over layers and heads.
@@ -104,24 +105,11 @@ class TapProcessor:
             return self.plain(
                 attn, hidden_states, encoder_hidden_states, attention_mask, *args, **kwargs
             )
-        query, key, value = (
-            _heads(projection, attn.heads)
-            for projection in (
-                attn.to_q(hidden_states),
-                attn.to_k(encoder_hidden_states),
-                attn.to_v(encoder_hidden_states),
-            )
-        )
-        scores = (query.float() @ key.float().transpose(-1, -2)) * attn.scale
-        probabilities = scores.softmax(-1)
-        self._tap.add(probabilities)
-        out = (probabilities.to(value.dtype) @ value).transpose(1, 2).flatten(2)
+        query, key = attn.to_q(hidden_states), attn.to_k(encoder_hidden_states)
+        self._tap.add(query, key, attn.heads, attn.scale)
+        value = attn.to_v(encoder_hidden_states)
+        out = ops.attention(query, key, value, attn.heads, attn.scale)
         return attn.to_out[1](attn.to_out[0](out)) / attn.rescale_output_factor
-
-
-def _heads(x: Tensor, heads: int) -> Tensor:
-    """(rows, tokens, heads * d) -> (rows, heads, tokens, d)."""
-    return x.unflatten(-1, (heads, -1)).transpose(1, 2)
 
 
 def innermost(unet: nn.Module) -> bool:
