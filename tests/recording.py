@@ -1,5 +1,7 @@
 """What CUDA graphs do, on a CPU: the operations of a function, run again on the same memory."""
 
+from unittest import mock
+
 import torch
 from cmlora_fast import engine
 from cmlora_fast.unet import graphs
@@ -12,7 +14,7 @@ WAITS = ("_local_scalar_dense", "nonzero", "masked_select", "equal", "lift_fresh
 
 
 class Recording(TorchDispatchMode):
-    """Keeps every operation inside. Kernels that bypass torch's dispatcher are not seen."""
+    """Keeps every operation inside that passes torch's dispatcher."""
 
     def __init__(self):
         super().__init__()
@@ -36,16 +38,24 @@ class Recording(TorchDispatchMode):
 
 
 def record(recorder, function):
-    """For ``Recorder.record``: as a capture, except that the function's kernels do run."""
+    """For ``Recorder.record``: as a capture, except that the function's kernels do run.
+
+    Ops of ours go through torch, as where it compiles: it sees them whole, and a replay reads their
+    tables as they are by then. Where gradients are wanted, it sees their torch twins.
+    """
     recording = Recording()
-    with recording:
+    compiling = mock.patch.object(
+        torch.compiler, "is_compiling", lambda: not torch.is_grad_enabled()
+    )
+    with recording, compiling:
         function()
     assert not recording.waits()
     return recording.replay
 
 
 def pretend(monkeypatch):
-    """The engine takes the CPU for a GPU; record with ``backend="torch"``, which torch sees."""
+    """The engine takes the CPU for a GPU; record with ``backend="torch"``, which the eager steps
+    then take too."""
     monkeypatch.setattr(engine, "on_gpu", lambda device: True)
     monkeypatch.setattr(graphs.Recorder, "record", record)
     monkeypatch.setattr(graphs.Recorder, "records", True)

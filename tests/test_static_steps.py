@@ -65,18 +65,19 @@ def check_facts(got, want):
     assert steps == wanted and amplitudes == pytest.approx(readings, rel=1e-3)
 
 
-# A row table's contents are known to these kernels' host code; so recorded steps have no delta.
 RECORDED = dict(weights="fold", backend="torch")
+FOLDED = [(method, "fold") for method in METHODS]
+BESIDE = [(method, "delta") for method in (None, *METHODS[4:7])]
 
 
-@pytest.mark.parametrize("method", METHODS, ids=helpers.label)
-def test_replays_are_the_eager_steps_and_decisions_the_hosts(method, monkeypatch):
-    pipe = three()
+@pytest.mark.parametrize("method, weights", FOLDED + BESIDE, ids=helpers.label)
+def test_replays_are_the_eager_steps_and_decisions_the_hosts(method, weights, monkeypatch):
+    pipe, recorded = three(), RECORDED | dict(weights=weights)
     inputs, other = (random_inputs(pipe, steps=8, images=2, seed=seed) for seed in (0, 1))
     want, host = ran(pipe, inputs, method)
     recording.pretend(monkeypatch)
-    eager, device = ran(pipe, inputs, method, graphs="off", **RECORDED)
-    with cf.accelerate(pipe, method, **RECORDED):
+    eager, device = ran(pipe, inputs, method, graphs="off", **recorded)
+    with cf.accelerate(pipe, method, **recorded):
         first, once = run_pipeline(pipe, inputs), cf.summary(pipe)
         run_pipeline(pipe, other)  # other text and noise in the same memory
         again, thrice = run_pipeline(pipe, inputs), cf.summary(pipe)
@@ -130,23 +131,26 @@ def test_images_decide_on_the_device(options, monkeypatch):
     check_facts(again, host)
 
 
-def test_other_adapters_take_the_place_of_the_recorded_ones(monkeypatch):
-    """Folds are rewritten where they are, and so is the table of refreshed rows."""
+@pytest.mark.parametrize("weights", ["fold", "delta"])
+def test_other_adapters_take_the_place_of_the_recorded_ones(weights, monkeypatch):
+    """Folds are rewritten where they are, and so is the table of refreshed rows; slabs are not."""
+    recorded = RECORDED | dict(weights=weights)
     recording.pretend(monkeypatch)
     pipe = three()
     inputs, method = random_inputs(pipe, steps=8), cf.CMLoRA(cache_interval=2)
     pipe.set_adapters([C, S], [0.8, 1.2])
     try:
-        with cf.accelerate(pipe, method, **RECORDED):
+        with cf.accelerate(pipe, method, **recorded):
             for _ in range(2):
                 run_pipeline(pipe, inputs)
             pipe.set_adapters([S, B], [0.5, 1.0])
             replayed, summary = run_pipeline(pipe, inputs), cf.summary(pipe)
-        fresh, _ = ran(pipe, inputs, method, graphs="off", **RECORDED)
+        fresh, _ = ran(pipe, inputs, method, graphs="off", **recorded)
     finally:
         pipe.set_adapters([*SCALES], [*SCALES.values()])
     assert torch.equal(replayed, fresh)
-    assert (summary.graphs["recorded"], summary.graphs["replayed"]) == (0, 8)
+    assert summary.graphs["recorded"] == (0 if weights == "fold" else 2)
+    assert summary.graphs["replayed"] == (8 if weights == "fold" else 5)
 
 
 KINDS = [

@@ -25,24 +25,25 @@ def facts(summary):
 
 
 @pytest.mark.parametrize(
-    "fields",
+    "fields, weights",
     [
-        {},
-        dict(refresh_after_update=True, maps_from="cond"),
-        dict(latent_update=False, apply_mask_after=1),
+        ({}, "fold"),
+        ({}, "delta"),
+        (dict(refresh_after_update=True, maps_from="cond"), "fold"),
+        (dict(latent_update=False, apply_mask_after=1), "fold"),
     ],
     ids=str,
 )
-def test_replays_are_the_eager_passes(fields, monkeypatch):
-    pipe = fresh()
+def test_replays_are_the_eager_passes(fields, weights, monkeypatch):
+    pipe, recorded = fresh(), RECORDED | dict(weights=weights)
     method = clora(pipe, **fields)
     inputs, other = (random_inputs(pipe, steps=3, images=2, seed=seed) for seed in (0, 1))
     with cf.accelerate(pipe, method):
         want, host = run_pipeline(pipe, inputs), cf.summary(pipe)
     recording.pretend(monkeypatch)
-    with cf.accelerate(pipe, method, graphs="off", **RECORDED):
+    with cf.accelerate(pipe, method, graphs="off", **recorded):
         eager, off = run_pipeline(pipe, inputs), cf.summary(pipe)
-    with cf.accelerate(pipe, method, **RECORDED):
+    with cf.accelerate(pipe, method, **recorded):
         first, once = run_pipeline(pipe, inputs), cf.summary(pipe)
         run_pipeline(pipe, other)
         again, thrice = run_pipeline(pipe, inputs), cf.summary(pipe)
