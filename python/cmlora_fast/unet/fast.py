@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from diffusers.models.activations import GEGLU
-from diffusers.models.attention import FeedForward
+from diffusers.models.attention import BasicTransformerBlock, FeedForward
 from diffusers.models.attention_processor import Attention, AttnProcessor2_0
 from diffusers.models.resnet import ResnetBlock2D
 from diffusers.models.transformers.transformer_2d import Transformer2DModel
@@ -100,14 +100,19 @@ def _pieces(rows: int, tokens: int, most: int) -> list[tuple[slice, slice]]:
 def _attention(module: Attention, state: LayerState) -> Forward:
     own = module.forward
 
+    def attend(x: Tensor, context: Tensor) -> Tensor:
+        q, k, v = module.to_q(x), module.to_k(context), module.to_v(context)
+        return module.to_out[0](ops.attention(q, k, v, module.heads))
+
     def forward(
         x: Tensor, encoder_hidden_states: Any = None, attention_mask: Any = None, **kwargs: Any
     ) -> Tensor:
+        alike = state.take_alike()
         if attention_mask is not None or kwargs or not fast_on_cpu(x) or not _is_plain(module, x):
             return own(x, encoder_hidden_states, attention_mask, **kwargs)
-        context = x if encoder_hidden_states is None else encoder_hidden_states
-        q, k, v = module.to_q(x), module.to_k(context), module.to_v(context)
-        return module.to_out[0](ops.attention(q, k, v, module.heads))
+        if encoder_hidden_states is None:
+            return state.once(lambda x: attend(x, x), x, alike)
+        return attend(x, encoder_hidden_states)
 
     return forward
 
@@ -164,6 +169,13 @@ def _norm_silu(norm: nn.GroupNorm, images: Tensor, shift: Tensor | None = None) 
 def _transformer(module: Transformer2DModel, state: LayerState) -> Forward:
     own = module.forward
 
+    def tokens(x: Tensor) -> Tensor:
+        hidden = module.norm(x)
+        if not module.use_linear_projection:
+            hidden = module.proj_in(hidden)
+        hidden = hidden.permute(0, 2, 3, 1).flatten(1, 2)
+        return module.proj_in(hidden) if module.use_linear_projection else hidden
+
     def forward(
         x: Tensor,
         encoder_hidden_states: Any = None,
@@ -172,18 +184,17 @@ def _transformer(module: Transformer2DModel, state: LayerState) -> Forward:
         return_dict: bool = True,
         **kwargs: Any,
     ) -> Any:
+        alike = state.take_alike()
         given = args or return_dict or any(value is not None for value in kwargs.values())
         if given or not module.is_input_continuous or not fast_on_cpu(x):
             kwargs |= {"cross_attention_kwargs": cross_attention_kwargs}
             return own(x, encoder_hidden_states, *args, return_dict=return_dict, **kwargs)
         height, width = x.shape[2:]
-        hidden = module.norm(x)
-        if not module.use_linear_projection:
-            hidden = module.proj_in(hidden)
-        hidden = hidden.permute(0, 2, 3, 1).flatten(1, 2)
-        if module.use_linear_projection:
-            hidden = module.proj_in(hidden)
+        hidden = state.once(tokens, x, alike)
         for block in module.transformer_blocks:
+            # Its self-attention comes first; what somebody else's does first is not known.
+            known = type(block) is BasicTransformerBlock and "forward" not in block.__dict__
+            state.alike, alike = alike if known else None, None
             hidden = block(
                 hidden,
                 encoder_hidden_states=encoder_hidden_states,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -27,12 +28,15 @@ class Shared:
         embedding: Of the time step; None if every row has its own.
         skips: What those atoms left.
         atoms: How many ran.
+        alike: Rows of one subset that lie so far apart are the same until text is read; None if
+            none are.
     """
 
     hidden: Tensor
     embedding: Tensor | None
     skips: tuple[Tensor, ...] = ()
     atoms: int = 0
+    alike: int | None = None
 
 
 @dataclass
@@ -77,15 +81,19 @@ class Denoiser:
         rows = Rows.of_batch(inputs.batch, inputs.text)
         flow = _Flow(self.state, inputs, None, rows, start.hidden, start.embedding)
         atoms = min(self.prefix, self._stop(cache))
-        flow.down(self.topology.down[:atoms])
-        return replace(start, hidden=flow.hidden, skips=tuple(flow.skips), atoms=atoms)
+        alike = flow.down(self.topology.down[:atoms], start.alike)
+        return Shared(flow.hidden, start.embedding, tuple(flow.skips), atoms, alike)
 
     def _unshared(self, inputs: UNetInputs) -> Shared:
         sample = inputs.sample
         if fast_on_cpu(sample):  # images then stay so, and their tokens are views
             sample = sample.contiguous(memory_format=torch.channels_last)
-        shares = self.shares_embedding
-        return Shared(sample, inputs.time_embedding(self.unet) if shares else None)
+        if not self.shares_embedding:
+            return Shared(sample, None)
+        embedding = inputs.time_embedding(self.unet)
+        # On a GPU a comparison would wait for the device.
+        same = len(embedding) == 1 and fast_on_cpu(sample)
+        return Shared(sample, embedding, alike=inputs.period() if same else None)
 
     def _stop(self, cache: FeatureCache | None) -> int:
         """How many atoms of the way down every row runs."""
@@ -151,7 +159,7 @@ class Denoiser:
         hidden, *skips = (chunk.spread(value) for value in (shared.hidden, *shared.skips))
         embedding = chunk.spread(embedding)
         flow = _Flow(self.state, inputs, chunk, chunk.rows, hidden, embedding, skips)
-        flow.down(self.topology.down[shared.atoms : self._stop(cache)])
+        flow.down(self.topology.down[shared.atoms : self._stop(cache)], shared.alike)
         return flow
 
     def _finish(self, hidden: Tensor) -> Tensor:
@@ -197,17 +205,24 @@ class _Flow:
             spread=lambda value: chunk.take_deep(chunk.spread(value)),
         )
 
-    def down(self, atoms: Sequence[Atom]) -> None:
+    def down(self, atoms: Sequence[Atom], alike: int | None = None) -> int | None:
+        """``alike`` as in ``Shared``, before these atoms and, returned, behind them."""
         self.state.rows = self.rows
         for atom in atoms:
             if atom.kind == "attention":
-                self._attend(atom.module)
-            elif atom.kind == "resnet":
-                self.hidden = atom.module(self.hidden, self.embedding)
+                self._attend(atom.module, alike)
+                alike = None
             else:
-                self.hidden = atom.module(self.hidden)
+                run = partial(self._without_text, atom)
+                self.hidden = self.state.once(run, self.hidden, alike)
             if atom.leaves_skip:
                 self.skips.append(self.hidden)
+        return alike
+
+    def _without_text(self, atom: Atom, hidden: Tensor) -> Tensor:
+        if atom.kind == "resnet":
+            return atom.module(hidden, self.embedding)
+        return atom.module(hidden)
 
     def middle(self, block: nn.Module | None) -> None:
         if block is not None:
@@ -246,11 +261,11 @@ class _Flow:
             return None
         return (*self.above, *self.skips)[-1].shape[2:]
 
-    def _attend(self, attention: nn.Module) -> None:
+    def _attend(self, attention: nn.Module, alike: int | None = None) -> None:
         rows, hidden = self.rows, self.hidden
         apart = len(rows.segments) > 1 and not self.inputs.attention_kwargs
         if not (apart and fast_on_cpu(hidden) and self.state.runs_apart(attention)):
-            self.hidden = self._attended(attention, hidden)
+            self.hidden = self._attended(attention, hidden, alike)
             return
         # Nothing is shared, and a few rows stay in the processor's caches.
         out, recorded = [], torch.is_grad_enabled()
@@ -258,17 +273,21 @@ class _Flow:
         parts = hidden.split([stop - start for start, stop, _ in rows.parts])
         for part, (start, stop, self.state.rows) in zip(parts, rows.parts, strict=True):
             if recorded:
-                out.append(self._attended(attention, part))
+                out.append(self._attended(attention, part, alike))
             else:
-                self.hidden[start:stop] = self._attended(attention, part)
+                self.hidden[start:stop] = self._attended(attention, part, alike)
         if recorded:
             self.hidden = torch.cat(out)
         self.state.rows = rows
 
-    def _attended(self, attention: nn.Module, hidden: Tensor) -> Tensor:
-        return attention(
-            hidden,
-            encoder_hidden_states=self.state.rows.text,
-            cross_attention_kwargs=self.inputs.attention_kwargs,
-            return_dict=False,
-        )[0]
+    def _attended(self, attention: nn.Module, hidden: Tensor, alike: int | None) -> Tensor:
+        self.state.alike = alike
+        try:
+            return attention(
+                hidden,
+                encoder_hidden_states=self.state.rows.text,
+                cross_attention_kwargs=self.inputs.attention_kwargs,
+                return_dict=False,
+            )[0]
+        finally:
+            self.state.alike = None

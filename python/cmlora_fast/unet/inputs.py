@@ -47,6 +47,17 @@ class UNetInputs:
     def batch(self) -> int:
         return self.sample.shape[0]
 
+    def period(self) -> int | None:
+        """Smallest n such that samples n apart are the same; None if that is the batch.
+
+        The guidance parts of one image are, unless a callback or a mask has told them apart.
+        """
+        sample, batch = self.sample, self.batch
+        for n in range(1, batch // 2 + 1):
+            if batch % n == 0 and torch.equal(sample[n:], sample[:-n]):
+                return n
+        return None
+
     def with_text(self, text: Tensor | tuple, pooled: Tensor | None = None) -> UNetInputs:
         return replace(self, text=text, pooled=pooled)
 

@@ -30,6 +30,8 @@ class LayerState:
         hooked: Hooked layer -> its name; None for text keys and values that no adapter touches.
         all_rows: One row per subset and incoming sample; text keys and values are made for these.
         text: Module -> keys or values of ``all_rows``.
+        alike: To the module that runs next: rows that lie so far apart in one segment are the same
+            until text is read.
         constant_text: No gradient is wanted of the text, so it may be kept while one is recorded.
         text_memory: Where keys and values of each shape lie in every run, for steps that are
             replayed; None: each run has its own.
@@ -40,9 +42,29 @@ class LayerState:
     hooked: Mapping[nn.Module, str | None] = field(default_factory=dict)
     all_rows: Rows | None = None
     text: dict[nn.Module, Tensor] = field(default_factory=dict)
+    alike: int | None = None
     constant_text: bool = False
     text_memory: dict[tuple[nn.Module, torch.Size], Tensor] | None = None
     _apart: dict[nn.Module, bool] = field(default_factory=dict)
+
+    def take_alike(self) -> int | None:
+        """``alike``, which says nothing of the modules that come after."""
+        alike, self.alike = self.alike, None
+        return alike
+
+    def once(self, run: Callable[[Tensor], Tensor], x: Tensor, alike: int | None) -> Tensor:
+        """``run(x)``, x (rows, ...), whose rows that are ``alike`` apart are the same."""
+        rows = self.rows
+        first = None if alike is None else rows.firsts(alike)
+        if first is None:
+            return run(x)
+        self.rows = first
+        try:
+            out = run(torch.cat([x[start : start + alike] for _, start, _ in rows.segments]))
+        finally:
+            self.rows = rows
+        pieces = zip(out.split(alike), rows.segments, strict=True)
+        return torch.cat([piece for piece, (_, a, b) in pieces for _ in range(a, b, alike)])
 
     def keeps_text(self) -> bool:
         """Whether keys and values may be kept: not while a graph is recorded through them."""

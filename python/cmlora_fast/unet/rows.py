@@ -61,6 +61,19 @@ class Rows:
         of_row = None if self.subset_of_row is None else self.subset_of_row[start:stop]
         return Rows(segments, stop - start, text, chosen, self.subsets, of_row)
 
+    def firsts(self, alike: int) -> Rows | None:
+        """The first of the rows that are the same: of one segment, and ``alike`` apart.
+
+        None where that leaves out none, or some segment holds other than whole periods of them.
+        """
+        lengths = {stop - start for _, start, stop in self.segments}
+        if lengths <= {alike} or any(length % alike for length in lengths):
+            return None
+        count, subsets = alike * len(self.segments), [subset for subset, _, _ in self.segments]
+        starts = range(0, count, alike)
+        segments = tuple((s, i, i + alike) for s, i in zip(subsets, starts, strict=True))
+        return Rows(segments, count)
+
     def of_samples(self, samples: int) -> Rows:
         """Rows of a tensor of ``samples``: these; for 1, which broadcasts, these too.
 
