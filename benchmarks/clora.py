@@ -28,7 +28,7 @@ from torch import Tensor
 from .memory import peak_growth
 from .models import TEXT_WIDTH, adapter_names, call_inputs, load_adapters, sd_pipeline
 
-__all__ = ["CONTENDERS", "measure"]
+__all__ = ["CONTENDERS", "measure", "method_of"]
 
 CHANNELS, SIZE = (160, 320, 640, 640), 32
 CONTENDERS = ("loop", "cmlora_fast")
@@ -97,7 +97,7 @@ def _contender(name: str, arguments: dict[str, Any]) -> Callable[[], Tensor]:
     """A call that paints one image with a pipeline of its own and returns its latents."""
     pipe = sd_pipeline(tuple(arguments["channels"]))
     load_adapters(pipe, arguments["concepts"])
-    method = _method(arguments)
+    method = method_of(arguments)
     inputs = call_inputs(pipe, arguments["size"], arguments["steps"])
     inputs["guidance_scale"] = GUIDANCE
     if name == "loop":
@@ -108,7 +108,7 @@ def _contender(name: str, arguments: dict[str, Any]) -> Callable[[], Tensor]:
     return lambda: pipe(**inputs).images
 
 
-def _method(arguments: dict[str, Any]) -> cf.CLoRA:
+def method_of(arguments: dict[str, Any]) -> cf.CLoRA:
     """One subject of two tokens per concept, in the form of "a sks cat and a dog"."""
     names = adapter_names(arguments["concepts"])
     rows = []

@@ -33,8 +33,8 @@ class Clock:
     def __init__(self, seconds: float):
         self.stop = time.perf_counter() + seconds
 
-    def is_up(self) -> bool:
-        return time.perf_counter() >= self.stop
+    def is_up(self, needed: float = 0.0) -> bool:
+        return time.perf_counter() + needed >= self.stop
 
 
 def limits(device: torch.device, small: bool) -> dict[str, float]:
@@ -91,7 +91,7 @@ def run_pipelines(device, clock: Clock, small: bool, log: Callable[[str], None])
     found = {"steps": steps, "results": [], "throughput": [], "left_out": []}
 
     def try_one(kind: str, row: dict, pipe, variant: gpu_pipelines.Variant) -> None:
-        if clock.is_up():
+        if clock.is_up(variant.seconds):
             found["left_out"].append(row)
             return
         try:
@@ -110,6 +110,10 @@ def run_pipelines(device, clock: Clock, small: bool, log: Callable[[str], None])
         for given, variant in () if small else gpu_pipelines.throughput(pipe, size, steps):
             try_one("throughput", {"model": model, **given}, pipe, variant)
         del pipe
+    model = next(iter(models))
+    pipe, size = gpu_pipelines.load(model, device)
+    for given, variant in gpu_pipelines.of_one_model(pipe, size, steps, compiles=not small):
+        try_one("results", {"model": model, **given, "variant": variant.name}, pipe, variant)
     return found
 
 
@@ -127,7 +131,11 @@ def plan(small: bool) -> list[str]:
         lines += [f"pipeline  {model}, {count} adapters: {everyone}" for count in counts]
         images = ", ".join(map(str, gpu_pipelines.IMAGES))
         lines += [f"throughput  {model}, CMLoRA, 3 adapters: {images} images per call"]
-    return lines
+    model, concepts = next(iter(models)), gpu_pipelines.CONCEPTS
+    more = ", ".join(
+        gpu_pipelines.CLORA if small else (*gpu_pipelines.CLORA, gpu_pipelines.COMPILED)
+    )
+    return [*lines, f"pipeline  {model}, {concepts} concepts or adapters: {more}"]
 
 
 def machine() -> dict:

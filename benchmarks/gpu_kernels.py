@@ -47,6 +47,7 @@ def cases(device: torch.device, small: bool = False) -> Iterator[Case]:
         yield _radial(size, device)
         yield _refresh(64 if small else 640, size, device)
         yield _combine(size, device)
+    yield _tap(*(4, 32) if small else (256, 1280), device)
 
 
 def _lora(layer: str, tokens: int, d: int, rank: int, device: torch.device) -> Case:
@@ -112,6 +113,20 @@ def _refresh(channels: int, size: int, device: torch.device) -> Case:
     variants = ("cuda", "triton", "torch")
     make = _variants("cache_refresh_", inputs)
     return Case("cache_refresh_", f"2 x {channels} x {size}x{size}", variants, make, moved)
+
+
+def _tap(queries: int, features: int, device: torch.device) -> Case:
+    """CLoRA with two concepts: three rows, four tracked tokens, a layer of SD 1.5 at 16x16."""
+    kind = {"device": device, "dtype": torch.bfloat16}
+    rows, keys, tracked = 3 * PARTS, 77, 4
+
+    def inputs():
+        q, k = (torch.randn(rows, n, features, **kind) for n in (queries, keys))
+        return q, k, torch.tensor([2, 3, 5, 6], dtype=torch.int32, device=device), 8
+
+    moved = rows * ((queries + keys) * features * 2 + queries * tracked * 4)
+    name = f"{rows} rows, {queries} queries, {features} features"
+    return Case("attention_tap", name, ("cuda", "torch"), _variants("attention_tap", inputs), moved)
 
 
 def _combine(size: int, device: torch.device) -> Case:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import cmlora_fast as cf
 import torch
 
+from .clora import method_of
 from .gpu_profile import count_calls, host_ms
 from .gpu_timing import wait
 from .models import call_inputs, load_adapters, sd_pipeline, sdxl_pipeline
@@ -28,7 +29,10 @@ OURS = {
 }
 OURS |= {f"{name}, no graphs": {**given, "graphs": "off"} for name, given in OURS.items()}
 THEIRS = ("bare UNet batch", "PEFT, one adapter", "PEFT, Composite in turn")
-
+CONCEPTS, REFINEMENTS = 2, 5
+CLORA = ("ours CLoRA", "ours CLoRA, no graphs")
+COMPILED = "ours lossless, compiled"
+COMPILING = 150.0  # seconds that the compiler may take for a step of SD 1.5; a guess
 
 WARM_UPS = 2  # of ours the second one records the steps that the first one computes
 ROW_LIMITS = (None, 16)
@@ -37,11 +41,15 @@ IMAGES = (1, 4, 8)  # per call
 
 @dataclass(frozen=True)
 class Variant:
-    """``run`` makes images; ``enabled``: arguments of ``cf.enable``, None for theirs."""
+    """``run`` makes images; ``enabled``: arguments of ``cf.enable``, None for theirs.
+
+    ``seconds``: What must be left for it, where that is long.
+    """
 
     name: str
     run: Callable[[], object]
     enabled: dict | None = None
+    seconds: float = 0.0
 
 
 def load(model: str, device: torch.device):
@@ -100,6 +108,21 @@ def throughput(pipe, size: int, steps: int) -> Iterator[tuple[dict, Variant]]:
             given = {"method": "cmlora", "max_rows": max_rows}
             run = lambda inputs=inputs: pipe(**inputs)  # noqa: E731
             yield {"images": images, "max_rows": max_rows}, Variant("ours", run, given)
+
+
+def of_one_model(pipe, size: int, steps: int, compiles: bool) -> Iterator[tuple[dict, Variant]]:
+    """CLoRA with and without graphs, and the lossless step by ``torch.compile``."""
+    load_adapters(pipe, CONCEPTS, RANK)
+    pipe.unet.to(pipe.unet.device, pipe.unet.dtype)
+    inputs = call_arguments(pipe, size, steps)
+    method = method_of({"concepts": CONCEPTS, "refinements": REFINEMENTS})
+    for name, graphs in zip(CLORA, ("auto", "off"), strict=True):
+        given = {"method": method, "graphs": graphs}
+        yield {"concepts": CONCEPTS}, Variant(name, lambda: pipe(**inputs), given)
+    if compiles:
+        given = {"graphs": "compile"}
+        compiled = Variant(COMPILED, lambda: pipe(**inputs), given, COMPILING)
+        yield {"adapters": CONCEPTS}, compiled
 
 
 def _alone(pipe, name: str, arguments: dict) -> torch.Tensor:

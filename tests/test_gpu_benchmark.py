@@ -21,7 +21,8 @@ def test_dry_run_prints_the_plan(tmp_path):
     assert done.returncode == 0, done.stderr[-2000:]
     lines = done.stdout.splitlines()
     assert lines[0].startswith("build") and lines[1].startswith("test")
-    assert lines[-1] == gpu.plan(small=False)[-1] and "SDXL 1024x1024, 5 adapters" in lines[-2]
+    assert lines[-1] == gpu.plan(small=False)[-1] and "SDXL 1024x1024, 5 adapters" in lines[-3]
+    assert "CLoRA, no graphs" in lines[-1] and "compiled" in lines[-1]
     assert not (tmp_path / "out").exists()
     wrong = subprocess.run(["bash", "benchmarks/gpu.sh"], cwd=ROOT, capture_output=True, text=True)
     assert wrong.returncode == 2 and "usage" in wrong.stderr
@@ -33,7 +34,7 @@ def test_small_run_measures_every_variant(monkeypatch, tmp_path):
     gpu.main()
     found = json.loads((tmp_path / "gpu.json").read_text())
     assert [case["op"] for case in found["kernels"]["cases"]] == [
-        "lora_delta_", "radial_amplitude", "cache_refresh_", "combine_",
+        "lora_delta_", "radial_amplitude", "cache_refresh_", "combine_", "attention_tap",
     ]  # fmt: skip
     for case in found["kernels"]["cases"]:
         for variant, row in case["variants"].items():
@@ -42,7 +43,8 @@ def test_small_run_measures_every_variant(monkeypatch, tmp_path):
             elif variant == "cuda":
                 assert "backend 'cuda' is not available" in row["error"]
     rows = found["pipelines"]["results"]
-    assert len(rows) == len(gpu.gpu_pipelines.THEIRS) + len(gpu.gpu_pipelines.OURS)
+    every = (*gpu.gpu_pipelines.THEIRS, *gpu.gpu_pipelines.OURS, *gpu.gpu_pipelines.CLORA)
+    assert [row["variant"] for row in rows] == [*every]
     assert all(row["ms_per_step"] > 0 for row in rows) and not found["pipelines"]["left_out"]
     ours = [row for row in rows if row["variant"].startswith("ours")]
     assert all(row["host_ms_per_step"] > 0 and not row["graphs"]["used"] for row in ours)
@@ -50,7 +52,7 @@ def test_small_run_measures_every_variant(monkeypatch, tmp_path):
 
 def test_what_does_not_fit_is_named():
     results = gpu.run_kernels(torch.device("cpu"), gpu.Clock(0), True, lambda line: None)
-    assert not results["cases"] and len(results["left_out"]) == 4
+    assert not results["cases"] and len(results["left_out"]) == 5
 
 
 def test_variants_compute_the_same():
