@@ -56,7 +56,14 @@ def test_document_holds_machine_and_what_ran(cmlora, tmp_path):
     assert row["error"] <= 2 * row["twin_error"] + 1e-6
     (path,) = tmp_path.iterdir()
     assert path.name.startswith(f"kernels-{report['date']}-")
-    assert len(json.loads(path.read_text())["results"]) == len(report["results"])
+    first = json.loads(path.read_text())
+    assert len(first["results"]) == len(report["results"])
+    arguments[-1] = "cache_refresh_"  # instead of radial_amplitude, and combine_ again
+    code, _, err = cmlora("bench", "kernels", *arguments, "--out", str(tmp_path))
+    assert code == 0, err
+    added = json.loads(path.read_text())
+    assert added["arguments"]["op"] == ["radial_amplitude", "combine_", "cache_refresh_"]
+    assert added["results"][0] in first["results"] and added["rates"] == first["rates"]
 
 
 def test_an_unknown_instruction_set_is_one_line(cmlora):

@@ -53,7 +53,9 @@ def kernels(
     seconds: Annotated[float, typer.Option(min=0.01, help="Per case and function.")] = 0.2,
     quick: Annotated[bool, typer.Option("--quick", help="Fewer shapes and ranks.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
-    out: Annotated[Path | None, typer.Option(help="Also write the document there.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for the document; parts of a run add up.")
+    ] = None,
 ) -> None:
     """Time every op against its torch twin, unfused torch, PEFT's layer and numpy."""
     from .bench_kernels import run, show

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from .bench_record import place, provenance, write
+from .bench_record import earlier_part, place, provenance, write
 from .progress import progress
 from .report import document, print_table
 
@@ -22,7 +22,11 @@ def run(
     quick: bool,
     out: Path | None,
 ) -> dict[str, Any]:
-    """The document of one run; also written to the directory ``out``, if there is one."""
+    """The document of one run; also written to the directory ``out``, if there is one.
+
+    Ops measured before that the directory holds of the same commit and settings stay in it, and
+    the machine's rates are those of the first part.
+    """
     import torch
 
     from .. import ops
@@ -31,20 +35,22 @@ def run(
     torch.manual_seed(0)
     kind = getattr(torch, dtype)
     listed = kernels.cases(chosen, kind, quick)
-    results = []
+    arguments = {"op": chosen, "dtype": dtype, "isa": isa, "seconds": seconds, "quick": quick}
+    report = document("bench kernels", arguments, **provenance())
+    path = None if out is None else place(report, out, "kernels")
+    before = None if path is None else earlier_part(report, path)
+    results = [row for row in before["results"] if row["op"] not in chosen] if before else []
     with ops.force(isa=isa), torch.no_grad(), progress(len(listed) + 1, "machine") as advance:
-        if out is not None:
-            out.mkdir(parents=True, exist_ok=True)
-        rates = kernels.machine_rates(kind)
+        rates = before["rates"] if before else kernels.machine_rates(kind)
         for op, case, make in listed:
             advance(description=f"{op} {case}")
             row = {"op": op, "case": case, **kernels.measure(op, make(), seconds, rates)}
             results.append(row)
         advance()
-    arguments = {"op": chosen, "dtype": dtype, "isa": isa, "seconds": seconds, "quick": quick}
-    report = document("bench kernels", arguments, **provenance(), rates=rates, results=results)
-    if out is not None:
-        write(report, place(report, out, "kernels"))
+    arguments["op"] = list(dict.fromkeys(row["op"] for row in results))
+    report |= {"rates": rates, "results": results}
+    if path is not None:
+        write(report, path)
     return report
 
 

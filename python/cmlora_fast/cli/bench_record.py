@@ -14,7 +14,8 @@ from .errors import CliError
 
 __all__ = ["earlier_part", "place", "provenance", "write"]
 
-SETTLED = ("channels", "latents", "steps", "threads", "device", "dtype")  # as the parts have it
+# as the parts have it
+SETTLED = ("channels", "latents", "steps", "threads", "device", "dtype", "isa", "seconds", "quick")
 
 
 def provenance() -> dict[str, Any]:
