@@ -1,6 +1,7 @@
 """The study: which method composes best on the embedded testbed, and what CMLoRA's choices do.
 
     python -m cmlora_fast.benchmarks.study           # paints, scores: study-shows.json
+    python -m cmlora_fast.benchmarks.study --add     # only what study-shows.json lacks
     python -m cmlora_fast.benchmarks.study --time    # on an idle machine: study-seconds.json
     python -m cmlora_fast.benchmarks.study_page      # both -> docs/study.md and its pictures
 
@@ -37,15 +38,16 @@ from cmlora_fast.eval.scorers import EmbeddedScorer
 from cmlora_fast.eval.scorers.base import PRESENT
 from cmlora_fast.testbed.load import DATA
 
-from .study_sets import PARTS, Part
+from .study_sets import CLORA, PARTS, Part
 
 __all__ = ["RESULTS", "SECONDS", "SHOWS", "generation"]
 
 RESULTS = Path(__file__).resolve().parent / "results"
 SHOWS, SECONDS = "study-shows.json", "study-seconds.json"
 WORK = Path("out/study")
-TIMED = PARTS[1:]  # a strength changes no time
-REPEATS = 2  # images, of which the faster counts: the first builds what the second keeps
+Known = dict[tuple[str, int, str, float], dict[str, Any]]  # lines that were painted before
+TIMED = PARTS[1:3]  # a strength changes no time, and a check repeats settings
+REPEATS = 2  # images, of which the fastest counts: the first builds what the second keeps
 
 
 def generation() -> lab.Generation:
@@ -72,7 +74,7 @@ def samples_of(part: Part, style: str) -> list[lab.Sample]:
     made = []
     for count in part.counts:
         combinations = lab.sample(
-            lab.generate_combinations(bed.info, count), part.half.combinations
+            lab.generate_combinations(bed.info, count), part.half.combinations[count]
         )
         for entry in part.entries:
             candidate = lab.Candidate(_name(entry), entry.method, entry.loras)
@@ -107,8 +109,9 @@ def _paint(pipe: Any, jobs: Sequence[lab.Job], store: lab.ImageStore) -> None:
     activate(pipe, [a.name for a in first.adapters], [a.weight for a in first.adapters])
     with cf.accelerate(pipe, first.method if first.adapters else None):
         images = pipe(
-            [first.prompt] * count,
-            negative_prompt=[given.negative_prompt] * count,
+            first.prompt,
+            negative_prompt=given.negative_prompt,
+            num_images_per_prompt=count,
             num_inference_steps=given.steps,
             guidance_scale=given.guidance_scale,
             generator=[torch.Generator().manual_seed(job.seed) for job in jobs],
@@ -123,22 +126,26 @@ def _paint(pipe: Any, jobs: Sequence[lab.Job], store: lab.ImageStore) -> None:
         store.add(job, image, rows)
 
 
-def shows(part: Part, store: lab.ImageStore, advance: Callable[[], None]) -> list[dict[str, Any]]:
+def shows(
+    part: Part, store: lab.ImageStore, advance: Callable[[], None], known: Known
+) -> list[dict[str, Any]]:
     """A record per entry and count: which concepts each image shows, and what it cost."""
-    found: dict[tuple[int, str], dict[str, Any]] = {}
+    found = {
+        (count, _name(entry)): _cell(known.get((part.name, count, entry.label, entry.strength)))
+        for count in part.counts
+        for entry in part.entries
+    }
     for style in testbed.STYLES:
-        samples = samples_of(part, style)
+        samples = missing(part, style, known)
         scorer = EmbeddedScorer(style)
         scorer.check()
         pipe = load(style)
         paint_all(pipe, jobs_of(samples), store, advance)
         for sample, scores in zip(samples, score_all(samples, [scorer], store), strict=True):
-            place = len(sample.combination), sample.candidate
+            cell = found[len(sample.combination), sample.candidate]
             ran = store.record(sample.job)
-            cell = found.setdefault(place, {"full_rows": [], "shallow_rows": [], "shows": {}})
             marks = "".join(str(int(p > PRESENT)) for p in scores["concepts"].values())
-            group = f"{style}/{'+'.join(sample.group)}"
-            cell["shows"].setdefault(group, []).append(marks)
+            cell["shows"].setdefault(_group(sample, style), []).append(marks)
             for rows in ("full_rows", "shallow_rows"):
                 cell[rows].append(ran[rows])
     return [
@@ -148,17 +155,46 @@ def shows(part: Part, store: lab.ImageStore, advance: Callable[[], None]) -> lis
     ]
 
 
+def missing(part: Part, style: str, known: Known) -> list[lab.Sample]:
+    """The samples of combinations that ``known`` lacks."""
+    done = {
+        (count, _name(entry)): known.get((part.name, count, entry.label, entry.strength), {})
+        for count in part.counts
+        for entry in part.entries
+    }
+    return [
+        sample
+        for sample in samples_of(part, style)
+        if _group(sample, style)
+        not in done[len(sample.combination), sample.candidate].get("shows", {})
+    ]
+
+
+def _group(sample: lab.Sample, style: str) -> str:
+    return f"{style}/{'+'.join(sample.group)}"
+
+
+def _cell(known: dict[str, Any] | None) -> dict[str, Any]:
+    """Where the images of a line are gathered: empty, or begun with what is known."""
+    if known is None:
+        return {"full_rows": [], "shallow_rows": [], "shows": {}}
+    images = sum(map(len, known["shows"].values()))
+    rows = {kind: [known[kind]] * images for kind in ("full_rows", "shallow_rows")}
+    return {**rows, "shows": dict(known["shows"])}
+
+
 def _record(part: Part, count: int, entry: Any, cell: dict[str, Any]) -> dict[str, Any]:
     """``shows``: combination -> a word of 0 and 1 per seed, a digit per adapter in order."""
     rows = {kind: median(cell[f"{kind}_rows"]) for kind in ("full", "shallow")}
     each = unet_macs(entry.method)
+    gmacs = round(sum(rows[kind] * each[kind] for kind in rows) / 1e9, 2)
     return {
         "part": part.name,
         "adapters": count,
         "label": entry.label,
         "strength": entry.strength,
         **{f"{kind}_rows": rows[kind] for kind in rows},
-        "gmacs": round(sum(rows[kind] * each[kind] for kind in rows) / 1e9, 2),
+        "gmacs": None if entry.method is CLORA else gmacs,  # its updates are more than rows
         "shows": cell["shows"],
     }
 
@@ -173,8 +209,9 @@ def unet_macs(method: Any) -> dict[str, int]:
     return macs_per_sample(_unet_config(), 128, 128, method)
 
 
-def timed(advance: Callable[[], None]) -> Iterator[dict[str, Any]]:
-    """Seconds of single images, of every method and setting."""
+def timed(advance: Callable[[], None], known: Sequence[dict]) -> Iterator[dict[str, Any]]:
+    """Seconds of single images, of every method and setting, behind those that are known."""
+    before = {(t["part"], t["adapters"], t["label"]): t["seconds"] for t in known}
     style = testbed.STYLES[0]
     pipe = load(style)
     for part in TIMED:
@@ -184,7 +221,8 @@ def timed(advance: Callable[[], None]) -> Iterator[dict[str, Any]]:
         for count in part.counts:
             for entry in part.entries:
                 job = firsts[count, _name(entry)]
-                seconds = [_seconds(pipe, job) for _ in range(REPEATS)]
+                seconds = before.get((part.name, count, entry.label), [])
+                seconds = seconds + [_seconds(pipe, job) for _ in range(REPEATS)]
                 advance()
                 told = {"part": part.name, "adapters": count, "label": entry.label}
                 yield {**told, "seconds": seconds}
@@ -194,6 +232,10 @@ def _seconds(pipe: Any, job: lab.Job) -> float:
     started = time.perf_counter()
     call(pipe, job)
     return time.perf_counter() - started
+
+
+def _recorded(name: str) -> dict[str, Any]:
+    return json.loads((RESULTS / name).read_text())
 
 
 def write(name: str, results: dict[str, Any]) -> None:
@@ -207,22 +249,27 @@ def write(name: str, results: dict[str, Any]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--time", action="store_true", help="measure seconds instead")
+    parser.add_argument("--add", action="store_true", help="keep the results there are")
     args = parser.parse_args()
     if args.time:
         entries = sum(len(part.counts) * len(part.entries) for part in TIMED)
         with progress(entries, "timing") as advance:
-            write(SECONDS, {"timings": list(timed(advance))})
+            before = _recorded(SECONDS)["timings"] if args.add else []
+            write(SECONDS, {"timings": list(timed(advance, before))})
         return
-    count = sum(len(jobs_of(samples_of(p, s))) for p in PARTS for s in testbed.STYLES)
+    before = _recorded(SHOWS) if args.add else {"cells": []}
+    known = {(c["part"], c["adapters"], c["label"], c["strength"]): c for c in before["cells"]}
+    count = sum(len(jobs_of(missing(p, s, known))) for p in PARTS for s in testbed.STYLES)
     store = lab.ImageStore(WORK)
     with progress(count, "images") as advance:
-        cells = [cell for part in PARTS for cell in shows(part, store, advance)]
+        cells = [cell for part in PARTS for cell in shows(part, store, advance, known)]
     halves = {
         part.name: {"half": part.half.name, "combinations": part.half.combinations,
                     "seeds": list(part.half.seeds)}
         for part in PARTS
     }  # fmt: skip
-    write(SHOWS, {"parts": halves, "cells": cells})
+    begun = {"added_to": before["commit"]} if args.add else {}
+    write(SHOWS, {**begun, "parts": halves, "cells": cells})
 
 
 if __name__ == "__main__":

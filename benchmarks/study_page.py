@@ -24,23 +24,29 @@ SHOWN = 3  # combinations among the examples
 
 def method_table(study: Study, n: int) -> str:
     """One number of adapters: scores, differences to CMLoRA, time and work of every method."""
-    return _table(study, "methods", n, BASELINE)
+    return _table(study, "methods", n, ("methods", n, BASELINE))
 
 
 def choice_table(study: Study) -> str:
     """Three adapters: the same of every setting."""
-    return _table(study, "choices", 3, "default")
+    return _table(study, "choices", 3, ("choices", 3, "default"))
 
 
-def _table(study: Study, part: str, n: int, base: str) -> str:
+def checked_table(study: Study) -> str:
+    """Three adapters: the settings of the choice half that were painted on the other, too."""
+    return _table(study, "checked", 3, ("methods", 3, BASELINE))
+
+
+def _table(study: Study, part: str, n: int, base: tuple[str, int, str]) -> str:
     columns = ["", *SCORES, "Δ composition", "Δ recall", "seconds", "GMAC"]
     rows = []
     for label, _ in study.lines(part, n):
         place = part, n, label
         scores = [percent(*study.mean(score, *place)) for score in SCORES]
-        gaps = [signed(study.against(score, place, (part, n, base))) for score in SCORES]
-        cost = [f"{study.seconds(*place):.2f}", f"{study.cell(*place)['gmacs']:.1f}"]
-        rows.append([label, *scores, *(gaps if label != base else ("", "")), *cost])
+        gaps = [signed(study.against(score, place, base)) for score in SCORES]
+        gmacs = study.cell(*place)["gmacs"]
+        cost = [f"{study.seconds(*place):.2f}", "–" if gmacs is None else f"{gmacs:.1f}"]
+        rows.append([label, *scores, *(gaps if place != base else ("", "")), *cost])
     return pipes(columns, rows)
 
 
@@ -53,20 +59,25 @@ def strength_table(study: Study) -> str:
 
 
 def example_rows() -> list[tuple[str, dict[str, Any]]]:
-    """Reported combinations of three, the first seed, by every method."""
+    """The first reported combinations of three, the first seed, by every method.
+
+    Without those of which an image is missing: ``study --add`` paints no known line again.
+    """
     part = next(part for part in PARTS if part.name == "methods")
     store, scorer = lab.ImageStore(WORK), testbed.Scorer()
     found: dict[tuple[str, ...], dict[str, Any]] = {}
     style = testbed.STYLES[0]
     for sample in samples_of(part, style):
-        if len(sample.combination) == 3 and sample.job.seed == part.half.seeds[0]:
+        wanted = len(sample.combination) == 3 and sample.job.seed == part.half.seeds[0]
+        if wanted and store.has(sample.job):
             image = Image.open(store.path(sample.job)).convert("RGB")
             seen = scorer.score([image], style)[0]
             names = [e.name for e in sample.combination if seen[e.id] > 0.5]
             label = sample.candidate.rpartition(" × ")[0]
             cells = found.setdefault(tuple(e.name for e in sample.combination), {})
             cells[label] = image, "\n".join(names) or "none"
-    return [("\n".join(names), cells) for names, cells in list(found.items())[:SHOWN]]
+    whole = [(n, cells) for n, cells in found.items() if len(cells) == len(part.entries)]
+    return [("\n".join(names), cells) for names, cells in whole[:SHOWN]]
 
 
 def page(study: Study) -> str:
@@ -75,6 +86,7 @@ def page(study: Study) -> str:
     return TEMPLATE.read_text().format(
         methods=tables,
         choices=choice_table(study),
+        checked=checked_table(study),
         strengths=strength_table(study),
         **findings(study, COUNTS),
     )
@@ -87,8 +99,8 @@ def main() -> None:
     plots.pareto(study, PARETO, DOCS / "study-pareto.png")
     plots.strengths(study, DOCS / "study-strength.png")
     plots.choices(study, DOCS / "study-choices.png")
-    if WORK.exists():  # the images themselves are not kept with the results
-        plots.examples(example_rows(), DOCS / "study-examples.png")
+    if WORK.exists() and (rows := example_rows()):  # images are not kept with the results
+        plots.examples(rows, DOCS / "study-examples.png")
     print(DOCS / "study.md")
 
 

@@ -31,10 +31,10 @@ class Entry:
 
 @dataclass(frozen=True)
 class Half:
-    """Combinations of each style, as a slice of the fixed shuffled order, and seeds."""
+    """Combinations of each style by number of adapters, as slices of a shuffled order; seeds."""
 
     name: str
-    combinations: str
+    combinations: dict[int, str]
     seeds: range
 
 
@@ -48,8 +48,13 @@ class Part:
     entries: tuple[Entry, ...]
 
 
-CHOICE = Half("choice", "0:5", range(4))
-REPORT = Half("report", "8:13", range(20_000, 20_003))
+CHOICE = Half("choice", dict.fromkeys((2, 3, 4, 5), "0:5"), range(4))
+REPORT = Half(
+    "report",
+    {2: "8:13", 3: "8:20", 4: "8:13", 5: "8:13"},  # more where the claims are decided
+    range(20_000, 20_003),
+)
+CLORA = partial(clora_for, cf.CLoRA(concepts=[cf.Concept("any", "any")]))  # per combination
 
 METHODS = (
     Entry("no LoRA", strength=1.0, loras=False),
@@ -58,6 +63,7 @@ METHODS = (
     Entry("Switch, every step", cf.Switch(switch_step=1)),
     Entry("Switch-A", cf.Switch(partition=True)),
     Entry("Composite", cf.Composite()),
+    Entry("CLoRA", CLORA),
     Entry("CMLoRA released", cf.CMLoRA(reference_compat=True, cache_interval=3)),
     Entry(BASELINE, cf.CMLoRA()),
 )
@@ -65,6 +71,7 @@ SWEPT = {
     "merge": (0.5, 0.7, 1.0, 1.4),
     "Switch, every step": (0.7, 1.0, 1.4, 2.0),
     "Composite": (0.7, 1.0, 1.4, 2.0),
+    "CLoRA": (1.0, 1.4, 2.0),
     BASELINE: (0.7, 1.0, 1.4, 2.0),
 }
 
@@ -90,7 +97,12 @@ CHOICES = (
     Entry("variant online", cf.CMLoRA(variant="online")),
     Entry("online, cutoff 0.4", cf.CMLoRA(variant="online", cutoff=0.4)),
 )
-CLORA = Entry("CLoRA", partial(clora_for, cf.CLoRA(concepts=[cf.Concept("any", "any")])))
+# Settings that looked better there, once more on the other half.
+CHECKED = tuple(
+    entry
+    for entry in CHOICES
+    if entry.label in ("late low_only", "dominant_full every_step", "cache branch (0, 0)")
+)
 
 
 def _swept() -> tuple[Entry, ...]:
@@ -102,4 +114,5 @@ PARTS = (
     Part("strength", CHOICE, (3,), _swept()),
     Part("choices", CHOICE, (3,), CHOICES),
     Part("methods", REPORT, (2, 3, 4, 5), METHODS),
+    Part("checked", REPORT, (3,), CHECKED),
 )

@@ -15,24 +15,32 @@ def findings(study: Study, counts: Sequence[int]) -> dict[str, str]:
     painting = study.facts["arguments"]["generation"]
     machine = study.timing["machine"]
     return {
-        "report": _half(study, "methods"),
-        "choice": _half(study, "choices"),
+        "report": _half(study, "methods", counts),
+        "choice": _half(study, "choices", (3,)),
         "painting": f"{painting['steps']} steps of DPM-Solver++, guidance "
         f"{painting['guidance_scale']:g}, 64 x 64 pixels.",
+        "repeats": str(len(study.timing["timings"][0]["seconds"])),
         "machine": f"{study.timing['arguments']['threads']} thread of an {machine['processor']}",
         "baseline": BASELINE,
         "sum": f"{SUM:g}",
         "mean": f"{MEAN:g}",
         "short": _short(study, counts),
         "time": _time(study),
-        "settings": _settings(study),
+        "settings": _settings(study, "choices", ("choices", 3, "default")),
+        "branch": f"{_work(study, 'cache branch (0, 0)'):.0%}",
+        "confirmed": _settings(study, "checked", ("methods", 3, BASELINE)),
     }
 
 
-def _half(study: Study, part: str) -> str:
-    cell = next(c for c in study.facts["cells"] if c["part"] == part)
-    seeds = len(next(iter(cell["shows"].values())))
-    return f"{len(cell['shows'])} combinations x {seeds} seeds"
+def _half(study: Study, part: str, counts: Sequence[int]) -> str:
+    """Combinations and seeds per line; then the numbers of LoRAs that have others."""
+    lines = {n: study.cell(part, n, study.lines(part, n)[0][0])["shows"] for n in counts}
+    sizes = {
+        n: f"{len(s)} combinations x {len(next(iter(s.values())))} seeds" for n, s in lines.items()
+    }
+    usual = sizes[counts[0]]
+    others = [f", {size} with {n} LoRAs" for n, size in sizes.items() if size != usual]
+    return usual + "".join(others)
 
 
 def _versus(study: Study, counts: Sequence[int], label: str) -> str:
@@ -76,15 +84,20 @@ def _time(study: Study) -> str:
     return "\n".join(lines)
 
 
-def _settings(study: Study) -> str:
+def _work(study: Study, label: str) -> float:
+    """Multiply-accumulates of a checked setting, as a share of the default's."""
+    ours, default = ("checked", 3, label), ("methods", 3, BASELINE)
+    return study.cell(*ours)["gmacs"] / study.cell(*default)["gmacs"]
+
+
+def _settings(study: Study, part: str, base: tuple[str, int, str]) -> str:
     """Which settings the data tell from the default."""
     lines = []
-    for label, _ in study.lines("choices", 3):
+    for label, _ in study.lines(part, 3):
         for score in SCORES:
-            place, base = ("choices", 3, label), ("choices", 3, "default")
-            if label != "default" and study.verdict(score, place, base) != "undecided":
-                told = signed(study.against(score, place, base))
-                lines.append(f"- `{label}`: {score} {told}")
+            place = part, 3, label
+            if place != base and study.verdict(score, place, base) != "undecided":
+                lines.append(f"- `{label}`: {score} {signed(study.against(score, place, base))}")
     if not lines:
         return "No setting can be told from the default here."
     return "Told from the default:\n\n" + "\n".join(lines)

@@ -25,7 +25,7 @@ def test_choices_and_reports_share_no_seed_and_no_combination():
     assert not set(choice.seeds) & set(report.seeds)
     for n in (2, 3, 4, 5):
         every = lab.generate_combinations(testbed.lora_info(), n)
-        one, other = (lab.sample(every, half.combinations) for half in (choice, report))
+        one, other = (lab.sample(every, half.combinations[n]) for half in (choice, report))
         assert not [c for c in one if c in other]
 
 
@@ -58,7 +58,7 @@ def test_seeds_in_one_call_are_painted_as_one_by_one(tmp_path, monkeypatch):
     short = replace(study.generation(), steps=2)
     monkeypatch.setattr(study, "generation", lambda: short)
     entries = Entry("merge", cf.Merge()), Entry("CMLoRA", cf.CMLoRA(cache_interval=2))
-    part = Part("some", Half("some", "0:1", range(2)), (2,), entries)
+    part = Part("some", Half("some", {2: "0:1"}, range(2)), (2,), entries)
     pipe, store = study.load("anime"), lab.ImageStore(tmp_path)
     jobs = [sample.job for sample in study.samples_of(part, "anime")]
     study.paint_all(pipe, jobs, store, lambda: None)
@@ -69,3 +69,18 @@ def test_seeds_in_one_call_are_painted_as_one_by_one(tmp_path, monkeypatch):
         gap = np.abs(np.asarray(image, int) - np.asarray(painted, int))
         assert gap.max() <= 2  # levels of 255: rounding
         assert store.record(job)["full_rows"] == sum(step.full_rows for step in summary.steps)
+
+
+def test_results_that_are_there_are_kept_and_the_rest_is_painted(tmp_path, monkeypatch):
+    short = replace(study.generation(), steps=1)
+    monkeypatch.setattr(study, "generation", lambda: short)
+    part = Part("some", Half("some", {2: "0:2"}, range(2)), (2,), (Entry("merge", cf.Merge()),))
+    groups = [f"anime/{'+'.join(s.group)}" for s in study.samples_of(part, "anime")][::2]
+    line = {"full_rows": 7.0, "shallow_rows": 1.0, "shows": {groups[0]: ["01", "11"]}}
+    known = {("some", 2, "merge", MEAN): line}
+    left = study.missing(part, "anime", known)
+    assert [f"anime/{'+'.join(s.group)}" for s in left] == [groups[1]] * 2
+    (cell,) = study.shows(part, lab.ImageStore(tmp_path), lambda: None, known)
+    assert cell["shows"][groups[0]] == ["01", "11"]
+    assert len(cell["shows"]) == 4 and len(list((tmp_path / "images").iterdir())) == 6
+    assert cell["full_rows"] == 2.0 and line["shows"] == {groups[0]: ["01", "11"]}
