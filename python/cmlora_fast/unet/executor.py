@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import zlib
-from collections.abc import Callable, Hashable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Hashable
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -12,12 +11,12 @@ from torch import Tensor, nn
 
 from .. import ops
 from ..adapters import LoadedAdapters, WeightStore
-from ..adapters.peft import fingerprint
 from .cache import FeatureCache
 from .forward import Denoiser, Shared
 from .graphs import StepGraphs, plain_tensors
-from .inputs import UNetInputs
+from .inputs import UNetInputs, text_key
 from .layers import LayerHooks, LayerState
+from .patches import frozen
 from .replay import Outputs
 from .rows import Chunk, Rows, StepRows, expand_rows, segments_of
 from .tap import TAP_LEVEL
@@ -268,8 +267,7 @@ class Executor:
         """Embeddings as attention reads them; keys and values go when they are others."""
         if inputs.text is not None:
             return inputs
-        sources = tuple(_tensors((inputs.raw_text, inputs.added)))
-        key = (inputs.batch, fingerprint(*sources), _unversioned(sources))
+        key, sources = text_key(inputs)
         if key != self._text_key:
             self._state.drop_text()
             self._chunks.clear()
@@ -288,19 +286,6 @@ class Executor:
         return inputs.with_text(self._text, self._own and self._own[1])
 
 
-@contextmanager
-def frozen(model: nn.Module) -> Iterator[None]:
-    """No parameter records a gradient: nobody asks for one, and it would cost memory."""
-    wanted = [p for p in model.parameters() if p.requires_grad]
-    try:
-        for parameter in wanted:
-            parameter.requires_grad_(False)
-        yield
-    finally:
-        for parameter in wanted:
-            parameter.requires_grad_(True)
-
-
 def combine(noise: Tensor, weights: Tensor | None) -> Tensor:
     """(groups * batch, C, H, W) and shares (groups, batch[, H, W]) -> (batch, C, H, W)."""
     if weights is None:
@@ -310,22 +295,3 @@ def combine(noise: Tensor, weights: Tensor | None) -> Tensor:
     blend = ops.combine_ if weights.dim() == 2 else ops.mask_fuse_
     blend(out, noise.view(1, groups, batch, *noise.shape[1:]), weights)
     return out[0]
-
-
-def _unversioned(tensors: Sequence[Tensor]) -> tuple[int, ...]:
-    """Checksums of tensors of ``torch.inference_mode``, whose versions tell of no write."""
-    return tuple(
-        zlib.crc32(t.flatten().view(torch.uint8).numpy())
-        for t in tensors
-        if t.is_inference() and t.is_cpu  # on a GPU it would wait for the device
-    )
-
-
-def _tensors(value: Any) -> Sequence[Tensor]:
-    if isinstance(value, Tensor):
-        return [value]
-    if isinstance(value, dict):
-        return [t for item in value.values() for t in _tensors(item)]
-    if isinstance(value, list | tuple):
-        return [t for item in value for t in _tensors(item)]
-    return []

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import inspect
+import zlib
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -10,9 +12,10 @@ import torch
 from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 
+from ..adapters.peft import fingerprint
 from .rows import Chunk
 
-__all__ = ["UNetInputs", "read_call"]
+__all__ = ["UNetInputs", "read_call", "text_key"]
 
 _SIGNATURE = inspect.signature(UNet2DConditionModel.forward)
 
@@ -145,3 +148,28 @@ def _opaque(unet: nn.Module, values: dict[str, Any], attention: dict[str, Any]) 
     if unet.config.addition_embed_type == "image_hint":
         return "the UNet takes image hints"
     return None
+
+
+def text_key(inputs: UNetInputs) -> tuple[Hashable, tuple[Tensor, ...]]:
+    """Tells the text of a call from others, while the tensors live that come with it."""
+    sources = tuple(_tensors((inputs.raw_text, inputs.added)))
+    return (inputs.batch, fingerprint(*sources), _unversioned(sources)), sources
+
+
+def _unversioned(tensors: Sequence[Tensor]) -> tuple[int, ...]:
+    """Checksums of tensors of ``torch.inference_mode``, whose versions tell of no write."""
+    return tuple(
+        zlib.crc32(t.flatten().view(torch.uint8).numpy())
+        for t in tensors
+        if t.is_inference() and t.is_cpu  # on a GPU it would wait for the device
+    )
+
+
+def _tensors(value: Any) -> Sequence[Tensor]:
+    if isinstance(value, Tensor):
+        return [value]
+    if isinstance(value, dict):
+        return [t for item in value.values() for t in _tensors(item)]
+    if isinstance(value, list | tuple):
+        return [t for item in value for t in _tensors(item)]
+    return []

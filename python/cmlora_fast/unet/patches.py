@@ -1,10 +1,14 @@
-"""Instance attributes set on foreign objects, and taken back exactly."""
+"""Attributes set on foreign objects, and taken back exactly."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
-__all__ = ["Patches"]
+from torch import nn
+
+__all__ = ["Patches", "frozen"]
 
 _ABSENT = object()
 
@@ -30,3 +34,16 @@ class Patches:
                 del owner.__dict__[name]
             else:
                 owner.__dict__[name] = before
+
+
+@contextmanager
+def frozen(model: nn.Module) -> Iterator[None]:
+    """No parameter records a gradient: nobody asks for one, and it would cost memory."""
+    wanted = [p for p in model.parameters() if p.requires_grad]
+    try:
+        for parameter in wanted:
+            parameter.requires_grad_(False)
+        yield
+    finally:
+        for parameter in wanted:
+            parameter.requires_grad_(True)
