@@ -67,5 +67,6 @@ def _backend(asked: str, device: torch.device) -> str:
     if asked != "auto":
         return asked
     if device.type == "cuda":
-        return "triton" if backends()["triton"]["available"] else "torch"
+        found = backends()
+        return next(name for name in ("cuda", "triton", "torch") if found[name]["available"])
     return "cpu" if device.type == "cpu" else "torch"

@@ -118,3 +118,18 @@ def test_wrong_arguments_are_named():
         with pytest.raises(error, match=f"{op.__name__}: .*{message}"):
             op(*arguments)
     assert out.isnan().all()
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"index": ints(0, 1, 2, 4)}, r"index in 0 \.\. 3; got \[0, 1, 2, 4\]"),
+        ({"index": ints(0, 1, 2, -1)}, r"index in 0 \.\. 3"),
+        ({"temperature": 0.0}, "temperature > 0; got 0.0"),
+        ({"temperature": None}, "temperature > 0; got None"),
+    ],
+)
+def test_wrong_arguments_of_the_loss_are_named(given, message):
+    right = {"index": ints(0, 1, 2, 3), "labels": ints(0, 0, 1, 1)}
+    with pytest.raises(ValueError, match="contrastive_loss: expected " + message):
+        contrastive_loss(torch.rand(4, 1, 4, 4), **{**right, **given})

@@ -58,6 +58,9 @@ def test_unknown_and_missing_names():
         with pytest.raises(RuntimeError, match=r"force: backend 'cuda' is not available: .*CUDA"):
             with ops.force(backend="cuda"):
                 pass
+    with pytest.raises(ValueError, match="gpu"):
+        with ops.force(isa="scalar", backend="gpu"):
+            pass
     assert current() == backends.ISAS[_C.best_isa()]
 
 

@@ -116,6 +116,8 @@ def test_wrong_arguments_are_named():
         ((out[0], noise, weights), ValueError, r"out \[G, B, C, H, W\]"),
         ((out, noise, weights, 2.0), ValueError, r"out \[B, C, H, W\]"),
         ((out[0], noise[:1], weights, 2.0), ValueError, "two guidance parts"),
+        ((out[0], noise, weights, "2"), TypeError, "guidance_scale as a finite number.*'2'"),
+        ((out[0], noise, weights, float("nan")), TypeError, "guidance_scale"),
         ((out[:1].expand(2, -1, -1, -1, -1), noise, weights), ValueError, "without overlap"),
         ((out, noise.clone().requires_grad_(), weights), RuntimeError, "records no gradient"),
     ]

@@ -115,11 +115,13 @@ def test_registered():
         (2, torch.ones(3, 5, dtype=torch.int32), r"deep \[3, F \* batch\]"),
         (3, torch.ones(3), r"reading \[B\]"),
         (4, torch.ones(2, 2), r"shares \[2, J\]"),
+        (1, torch.tensor(1.0), r"weights \[J, batch\]"),
+        (1, torch.ones(3, 4).requires_grad_(), "records no gradient"),
     ],
 )
 def test_wrong_arguments(place, value, message):
     shares, places = tables(3, 1)
     given = [torch.ones(2, dtype=torch.int32), *outputs(3, 1, 4), torch.rand(2), shares, places]
     given[place] = value
-    with pytest.raises((TypeError, ValueError), match=message):
+    with pytest.raises((TypeError, ValueError, RuntimeError), match=f"decide_: .*{message}"):
         ops.decide_(*given, 0.5)

@@ -62,4 +62,4 @@ def test_wrong_arguments_are_named():
     with pytest.raises(ValueError, match=r"lora_linear: .*row_ptr \[3\]"):
         ops.lora_linear(x, w, bias, a, b, tables[0], tables[1][:-1], *tables[2:])
     with pytest.raises(RuntimeError, match=r"lora_linear: .* records no gradient"):
-        ops.lora_linear(x.requires_grad_(), w, bias, a, b, *tables)
+        ops.lora_linear(x, w, bias.requires_grad_(), a, b, *tables)

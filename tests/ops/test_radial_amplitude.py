@@ -135,6 +135,11 @@ def test_compiles_without_graph_break():
     assert torch.equal(compiled(latents)[0], ops.radial_amplitude(latents)[0])
 
 
+def test_no_bin_is_left_from_any_number_on():
+    for cutoff in (12.0, 1e30):
+        assert ops.radial_amplitude(torch.randn(1, 4, 16, 16), cutoff)[0].isnan().all()
+
+
 def test_wrong_arguments_are_named():
     with pytest.raises(ValueError, match=r"radial_amplitude: expected latents \[B, C, H, W\]"):
         ops.radial_amplitude(torch.randn(4, 16, 16))
@@ -142,6 +147,6 @@ def test_wrong_arguments_are_named():
         ops.radial_amplitude(torch.randn(1, 4, 16, 16).mT)
     with pytest.raises(TypeError, match=r"radial_amplitude: .* of one dtype.*float64"):
         ops.radial_amplitude(torch.randn(1, 4, 16, 16).double())
-    for cutoff in (-0.1, float("nan")):
+    for cutoff in (-0.1, float("nan"), float("inf"), "0.2", None):
         with pytest.raises(ValueError, match=r"radial_amplitude: expected cutoff >= 0; got"):
             ops.radial_amplitude(torch.randn(1, 4, 16, 16), cutoff)

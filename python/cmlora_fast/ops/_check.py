@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from .. import _C
+from ..validation import is_real
 
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # order of csrc/common/dtype.h
 
@@ -88,8 +89,13 @@ def overlaps_itself(tensor: Tensor) -> bool:
     )
 
 
-def check_predictions(op: str, out: Tensor, noise: Tensor, guided: bool) -> None:
+def check_predictions(op: str, out: Tensor, noise: Tensor, guidance_scale: float | None) -> None:
     """``out`` holds a sum over the rows of ``noise`` [G, J, B, C, H, W], guided or per part."""
+    guided = guidance_scale is not None
+    if guided and not is_real(guidance_scale):
+        raise TypeError(
+            f"{op}: expected guidance_scale as a finite number or None; got {guidance_scale!r}"
+        )
     if guided and noise.shape[0] != 2:
         raise shape_error(op, "two guidance parts, noise [2, J, B, C, H, W], to guide", noise)
     expected = noise.shape[2:] if guided else (noise.shape[0], *noise.shape[2:])

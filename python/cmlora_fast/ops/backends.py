@@ -39,16 +39,17 @@ def force(isa: str | None = None, backend: str | None = None) -> Iterator[None]:
         ValueError: There is no such name.
         RuntimeError: This machine or build does not have it; the message says why.
     """
-    resets = []
+    chosen = {}
     if isa is not None:
-        resets.append((_forced_isa, _forced_isa.set(_isa_index(isa))))
+        chosen[_forced_isa] = _isa_index(isa)
     if backend is not None:
         _check_backend(backend)
-        resets.append((_forced_backend, _forced_backend.set(backend)))
+        chosen[_forced_backend] = backend
+    before = {variable: variable.set(value) for variable, value in chosen.items()}
     try:
         yield
     finally:
-        for variable, token in reversed(resets):
+        for variable, token in before.items():
             variable.reset(token)
 
 

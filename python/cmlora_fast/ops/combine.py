@@ -17,12 +17,14 @@ from ._register import register
 from .backends import launch, pick
 
 
-def _check(op: str, out: Tensor, noise: Tensor, weights: Tensor, guided: bool) -> None:
+def _check(
+    op: str, out: Tensor, noise: Tensor, weights: Tensor, guidance_scale: float | None
+) -> None:
     check_floats(op, "out, noise", out, noise)
     check_table(op, "weights [J, B]", weights, torch.float32, noise.device)
     if noise.dim() != 6 or weights.shape != noise.shape[1:3]:
         raise shape_error(op, "noise [G, J, B, C, H, W], weights [J, B]", noise, weights)
-    check_predictions(op, out, noise, guided)
+    check_predictions(op, out, noise, guidance_scale)
     check_no_grad(op, "use torch.no_grad()", out, noise, weights)
 
 
@@ -42,7 +44,7 @@ def combine_(
         guidance_scale: Number s, or ``None`` to keep the parts apart.
     """
     op, guided = "combine_", guidance_scale is not None
-    _check(op, out, noise, weights, guided)
+    _check(op, out, noise, weights, guidance_scale)
     backend = pick(op, out, ("cpu", "cuda", "triton"))
     if backend == "torch":
         return reference.combine_(out, noise, weights, guidance_scale)

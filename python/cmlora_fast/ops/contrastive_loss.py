@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from .. import _C
+from ..validation import is_real
 from . import clora_reference as reference
 from ._check import check_floats, check_table, shape_error
 from ._register import register
@@ -43,9 +44,11 @@ def contrastive_loss(
         check_table(op, name, table, torch.int32, maps.device)
     if index.dim() != 1 or index.shape != labels.shape:
         raise shape_error(op, "index and labels of one length", index, labels)
-    if not temperature > 0:
-        raise ValueError(f"{op}: expected temperature > 0; got {temperature}")
+    if not (is_real(temperature) and temperature > 0):
+        raise ValueError(f"{op}: expected temperature > 0; got {temperature!r}")
     S, K = maps.shape[0], index.numel()
+    if index.is_cpu and K and not 0 <= index.min() <= index.max() < S:
+        raise ValueError(f"{op}: expected index in 0 .. {S - 1}; got {index.tolist()}")
     kernel = pick(op, maps, ("cuda",)) == "cuda" and maps.dtype is torch.float32
     if not kernel or not maps.is_contiguous() or not _C.cuda.contrastive_loss_fits(S, K):
         return reference.contrastive_loss(maps.detach(), index, labels, temperature)

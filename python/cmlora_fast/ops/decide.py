@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from . import reference
-from ._check import check_table, shape_error
+from ._check import check_no_grad, check_table, shape_error
 from ._register import register
 from .backends import launch, pick
 
@@ -19,15 +19,16 @@ def _check(op: str, early: Tensor, weights: Tensor, deep: Tensor, tables: tuple)
         check_table(op, "reading [B]", reading, torch.float32, device)
     check_table(op, "shares [2, J]", shares, torch.float32, device)
     check_table(op, "places [2, F]", places, torch.int32, device)
-    images, batch = early.numel(), weights.shape[-1]
-    if early.dim() != 1 or not images or weights.dim() != 2 or batch % images:
+    images = early.numel()
+    if early.dim() != 1 or not images or weights.dim() != 2 or weights.shape[1] % images:
         raise shape_error(op, "early [B], weights [J, batch], a multiple of B", early, weights)
     if reading is not None and reading.shape != early.shape:
         raise shape_error(op, "reading [B] for early [B]", reading, early)
     if shares.shape != (2, weights.shape[0]) or places.dim() != 2 or len(places) != 2:
         raise shape_error(op, "shares [2, J], places [2, F], weights [J, batch]", *tables, weights)
-    if deep.shape != (3, places.shape[1] * batch):
+    if deep.shape != (3, places.shape[1] * weights.shape[1]):
         raise shape_error(op, "deep [3, F * batch] for places [2, F]", deep, places, weights)
+    check_no_grad(op, "use torch.no_grad()", weights)
 
 
 @register(mutates_args=("early", "weights", "deep"))

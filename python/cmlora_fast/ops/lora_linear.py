@@ -50,7 +50,8 @@ def lora_linear(
         The layer's output. [rows, tokens, N].
     """
     op, tables = "lora_linear", (slots, row_ptr, row_slot, row_scale)
-    check_floats(op, "x, w, a, b, bias", x, w, a, b, *([] if bias is None else [bias]))
+    given = (x, w, a, b) if bias is None else (x, w, a, b, bias)
+    check_floats(op, "x, w, a, b, bias", *given)
     if x.dim() != 3 or w.dim() != 2 or a.dim() != 2 or b.dim() != 2 or x.shape[2] != w.shape[1]:
         raise shape_error(op, "x [rows, tokens, K], w [N, K]", x, w)
     fits = a.shape == (b.shape[1], w.shape[1]) and b.shape[0] == w.shape[0]
@@ -58,7 +59,7 @@ def lora_linear(
         raise shape_error(op, "a [ΣR, K], b [N, ΣR] and a bias [N] for w [N, K]", w, a, b)
     if not last_contiguous(x, w) or not (bias is None or last_contiguous(bias)):
         raise shape_error(op, "a contiguous last dimension of x, w and bias", x, w)
-    check_no_grad(op, "use torch.no_grad()", x, w, a, b)
+    check_no_grad(op, "use torch.no_grad()", *given)
     check_row_table(op, x, x.shape[0], a.shape[0], tables)
     backend = pick(op, x, ("cpu", "cuda", "triton"), matmul=True)
     if backend == "cuda" and prefers_triton(lambda: _triton_first(x, w, a, tables)):

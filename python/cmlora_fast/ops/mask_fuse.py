@@ -17,11 +17,13 @@ from ._register import register
 from .backends import launch, pick
 
 
-def _check(op: str, out: Tensor, noise: Tensor, masks: Tensor | None, guided: bool) -> None:
+def _check(
+    op: str, out: Tensor, noise: Tensor, masks: Tensor | None, guidance_scale: float | None
+) -> None:
     check_floats(op, "out, noise", out, noise)
     if noise.dim() != 6 or not noise.shape[1]:
         raise shape_error(op, "noise [G, J, B, C, H, W] of at least one row", noise)
-    check_predictions(op, out, noise, guided)
+    check_predictions(op, out, noise, guidance_scale)
     check_no_grad(op, "use torch.no_grad()", out, noise)
     if masks is None:
         return
@@ -47,7 +49,7 @@ def mask_fuse_(
         guidance_scale: Number s, or ``None`` to keep the parts apart.
     """
     op, guided = "mask_fuse_", guidance_scale is not None
-    _check(op, out, noise, masks, guided)
+    _check(op, out, noise, masks, guidance_scale)
     if pick(op, out, ("cuda",)) == "torch":
         return reference.mask_fuse_(out, noise, masks, guidance_scale)
     strides = out.stride() if guided else out.stride()[1:]

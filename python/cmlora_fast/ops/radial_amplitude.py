@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from .. import _C
+from ..validation import is_real
 from . import reference
 from ._check import DTYPES, check_floats, last_contiguous, shape_error
 from ._register import register
@@ -64,8 +65,8 @@ def radial_amplitude(
     check_floats(op, "latents", latents)
     if latents.dim() != 4 or 0 in latents.shape[1:] or not last_contiguous(latents):
         raise shape_error(op, "latents [B, C, H, W], contiguous in W", latents)
-    if not cutoff >= 0:
-        raise ValueError(f"{op}: expected cutoff >= 0; got {cutoff}")
+    if not (is_real(cutoff) and cutoff >= 0):
+        raise ValueError(f"{op}: expected cutoff >= 0; got {cutoff!r}")
     backend = pick(op, latents, kernels_for(*latents.shape[2:]))
     if backend == "torch":
         return reference.radial_amplitude(latents.detach(), cutoff, log)
@@ -76,8 +77,8 @@ def radial_amplitude(
         latents.data_ptr(),
         latents.shape,
         latents.stride(),
-        reference.first_bin(*latents.shape[2:], cutoff),
-        log,
+        min(reference.first_bin(*latents.shape[2:], cutoff), profile.shape[1]),
+        bool(log),
         DTYPES[latents.dtype],
     )
     if backend == "cuda":
