@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import cmlora_fast as cf
 import diffusers
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -103,6 +104,30 @@ def test_fields_of_methods(kind, fields, says):
         assert re.search(word, str(caught.value)), f"{word!r} not in: {caught.value}"
 
 
+ARRAYS = [
+    (cf.Merge, "cache_interval", np.array([1, 2])),
+    (cf.CMLoRA, "variant", np.array(["online", "offline"])),
+    (cf.CMLoRA, "low_frequency", np.zeros(1000)),
+]
+
+
+@pytest.mark.parametrize(("kind", "field", "value"), ARRAYS, ids=helpers.label)
+def test_an_array_is_named_and_not_printed_whole(kind, field, value):
+    with pytest.raises(ValueError, match=rf"{kind.__name__}\.{field}: expected") as caught:
+        kind(**{field: value})
+    assert len(str(caught.value)) < 400
+
+
+def test_numbers_of_numpy_are_kept_as_plain_data():
+    method = cf.CMLoRA(
+        cache_interval=np.int64(3), threshold=np.float32(0.5), cutoff=np.float64(0.25)
+    )
+    assert repr(method) == repr(cf.CMLoRA(cache_interval=3, threshold=0.5, cutoff=0.25))
+    concepts = [cf.Concept("cat_lora", "cat")]
+    method = cf.CLoRA(concepts=concepts, max_iter_to_alter=np.int32(4))
+    assert repr(method) == repr(cf.CLoRA(concepts=concepts, max_iter_to_alter=4))
+
+
 @pytest.mark.parametrize("kind", [cf.Merge, cf.Switch, cf.Composite, cf.CMLoRA])
 def test_unknown_field(kind):
     with pytest.raises((TypeError, ValueError), match="strength"):
@@ -113,6 +138,14 @@ def test_unknown_field(kind):
 def test_without_a_unet(thing):
     with pytest.raises(TypeError, match="UNet2DConditionModel"):
         cf.enable(thing)
+
+
+@pytest.mark.parametrize("thing", [None, "a name", 3])
+def test_what_cannot_be_a_pipeline(thing):
+    for ask in (cf.summary, cf.disable, cf.accelerate):
+        with pytest.raises(TypeError, match=f"pipe: .* pipeline; got {type(thing).__name__}"):
+            with ask(thing):
+                pass
 
 
 def test_another_unet(pipe):

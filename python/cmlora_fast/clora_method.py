@@ -18,6 +18,7 @@ from .validation import (
     is_int,
     is_list,
     is_real,
+    plain_numbers,
 )
 
 __all__ = ["PROMPT_LENGTH", "CLoRA", "Concept", "Row"]
@@ -147,6 +148,7 @@ class CLoRA:
         self._check_masks()
         self._check_embeds()
         check_bool(self, "text_encoder_adapters", "reference_compat")
+        plain_numbers(self)
         if self.reference_compat:
             kept = (("maps_from", "both"), ("refresh_after_update", False), ("masks", None))
             for name, default in kept:

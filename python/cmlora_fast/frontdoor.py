@@ -14,6 +14,7 @@ from .methods import Method, resolve
 from .ops.backends import backends
 from .records import Summary
 from .settings import Settings
+from .validation import is_int
 
 __all__ = ["accelerate", "disable", "enable", "summary"]
 
@@ -100,7 +101,11 @@ def summary(pipe: Any) -> Summary:
 
 
 def _engine_of(pipe: Any) -> Engine | None:
-    reference = _engines.get(pipe)
+    try:
+        reference = _engines.get(pipe)
+    except TypeError as error:  # a number, a text, None: nothing that could be referred to
+        got = type(pipe).__name__
+        raise TypeError(f"pipe: expected a diffusers pipeline; got {got}") from error
     return None if reference is None else reference()
 
 
@@ -133,9 +138,7 @@ def _settings(
         )
     if weights not in WEIGHT_MODES:
         raise ValueError(f"weights: expected one of {WEIGHT_MODES}; got {weights!r}")
-    if max_rows is not None and (
-        not isinstance(max_rows, int) or isinstance(max_rows, bool) or max_rows < 1
-    ):
+    if max_rows is not None and not is_int(max_rows, 1):
         raise ValueError(f"max_rows: expected None or an int >= 1; got {max_rows!r}")
     if not isinstance(record, bool):
         raise ValueError(f"record: expected True or False; got {record!r}")

@@ -15,7 +15,9 @@ from .validation import (
     check_names,
     fail,
     is_int,
+    is_one_of,
     is_real,
+    plain_numbers,
 )
 
 __all__ = ["METHODS", "CMLoRA", "Composite", "Merge", "Method", "Switch", "resolve"]
@@ -64,13 +66,14 @@ class Method:
     )
 
     def __post_init__(self) -> None:
-        if self.cache_interval != "nonuniform" and not is_int(self.cache_interval, 1):
+        if not (is_one_of(self.cache_interval, "nonuniform") or is_int(self.cache_interval, 1)):
             fail(self, "cache_interval", 'an int >= 1 or "nonuniform"')
         for name in ("cache_layer_id", "cache_block_id"):
             if not is_int(getattr(self, name), 0):
                 fail(self, name, "an int >= 0")
         check_bool(self, "uniform", "reference_compat")
         self._check_center()
+        plain_numbers(self)
         if self.reference_compat:
             self._check_compat()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import fields
 from numbers import Integral, Real
 
 __all__ = [
@@ -14,13 +15,28 @@ __all__ = [
     "fail",
     "is_int",
     "is_list",
+    "is_one_of",
     "is_real",
+    "plain_numbers",
 ]
 
 
+LONGEST = 200  # characters of a value in a message; an array's text may have thousands
+
+
 def fail(owner: object, field: str, allowed: str) -> None:
-    value = getattr(owner, field)
-    raise ValueError(f"{type(owner).__name__}.{field}: expected {allowed}; got {value!r}")
+    got = repr(getattr(owner, field))
+    got = got if len(got) <= LONGEST else got[: LONGEST - 1] + "…"
+    raise ValueError(f"{type(owner).__name__}.{field}: expected {allowed}; got {got}")
+
+
+def plain_numbers(owner: object) -> None:
+    """Numbers of numpy and the like become Python's, which every JSON writer knows."""
+    for field in fields(owner):
+        value = getattr(owner, field.name)
+        if isinstance(value, Real) and type(value) not in (bool, int, float):
+            kind = int if isinstance(value, Integral) else float
+            object.__setattr__(owner, field.name, kind(value))
 
 
 def is_int(value: object, least: int) -> bool:
@@ -36,8 +52,13 @@ def is_list(value: object) -> bool:
     return isinstance(value, Sequence) and not isinstance(value, str | bytes)
 
 
+def is_one_of(value: object, *allowed: str) -> bool:
+    """Also of an array, whose comparison with a word is an array."""
+    return isinstance(value, str) and value in allowed
+
+
 def check_choice(owner: object, field: str, allowed: Sequence[str]) -> None:
-    if getattr(owner, field) not in allowed:
+    if not is_one_of(getattr(owner, field), *allowed):
         fail(owner, field, "one of " + ", ".join(repr(name) for name in allowed))
 
 
