@@ -127,7 +127,8 @@ class Run:
     def _choose(self, call: int, images: int) -> tuple[tuple[Choice, bool | None], ...]:
         """Choices of a call's step per image; the evaluations of one step share them."""
         turn = call // self.order
-        if self._chosen is None or self._chosen[0] != turn:
+        first = self._chosen is None or self._chosen[0] != turn
+        if first:
             step = min(turn, len(self.plan.steps) - 1)
             readings = self.readings or [None] * len(self.walks)
             chosen = tuple(
@@ -135,11 +136,10 @@ class Run:
                 for walk, reading in zip(self.walks, readings, strict=True)
             )
             self._chosen = (turn, chosen)
-        elif call % self.order and self.cached:
-            # The first evaluation of this step has refreshed already.
-            chosen = tuple((_without_refresh(choice), early) for choice, early in self._chosen[1])
-            return chosen if len(chosen) == images else chosen[:1] * images
         chosen = self._chosen[1]
+        if not first and call % self.order and self.cached:
+            # The first evaluation of this step has refreshed already.
+            chosen = tuple((_without_refresh(choice), early) for choice, early in chosen)
         return chosen if len(chosen) == images else chosen[:1] * images
 
     def _weigh(self, shares: tuple, groups: tuple[int, ...], device: torch.device) -> Tensor | None:

@@ -44,7 +44,7 @@ class StepPlan:
 class Measure:
     """How the online variant reads the latents and turns the reading into a stage.
 
-    ``last_early`` is the stage by step number, the documented fallback for a NaN reading.
+    The first ``early_steps`` are early by step number, the documented fallback for a NaN reading.
     """
 
     threshold: float
