@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -15,6 +15,7 @@ from .limits import best_rates, flops_by_kind, limit_seconds
 
 __all__ = ["run"]
 
+Advance = Callable[..., None]
 OWN_OPS = (
     "attention",
     "geglu",
@@ -33,7 +34,13 @@ KINDS = {
 
 
 def run(
-    *, channels: tuple[int, ...], latents: int, steps: int, adapters: int, names: Sequence[str]
+    *,
+    channels: tuple[int, ...],
+    latents: int,
+    steps: int,
+    adapters: int,
+    names: Sequence[str],
+    advance: Advance,
 ) -> dict[str, Any]:
     """Seconds and limit of every kind of layer, in one image of each contender of ours.
 
@@ -41,12 +48,17 @@ def run(
         channels, latents, steps: As for ``pipeline.run``.
         adapters: How many.
         names: Contenders; those that are not ours are left out.
+        advance: Called for every contender.
     """
     stage = Stage(channels, latents, adapters)
     unet = stage.plain.unet
     work, rates = flops_by_kind(unet, latents), best_rates(unet.dtype, unet.device)
-    ours = [name for name in names if stage.pipe_of(name) is not None]
-    results = [_losses(stage, name, steps, work, rates) for name in ours]
+    results = []
+    for name in names:
+        advance(0, description=name)
+        if stage.pipe_of(name) is not None:
+            results.append(_losses(stage, name, steps, work, rates))
+        advance()
     return {"rates": rates, "work": work, "results": results}
 
 

@@ -37,6 +37,11 @@ def test_version(cmlora):
         (["generate"], "Missing option '--prompt'"),
         (["generate", "-p", "x", "--steps", "none"], "'--steps'"),
         (["demo", "--sorts"], "No such option"),
+        (["demo", "--seed", 2**63], "'--seed'"),
+        (["generate", "-p", "x", "--seed", 2**63], "'--seed'"),
+        (["generate", "-p", "x", "--guidance-scale", "nan"], "'--guidance-scale': expected a fini"),
+        (["eval", "--lora-scale", "inf"], "'--lora-scale': expected a finite number; got inf"),
+        (["grid", "--lora", "style_1", "--eta", "nan"], "'--eta'"),
     ],
 )
 def test_wrong_usage_is_one_line(cmlora, arguments, message):

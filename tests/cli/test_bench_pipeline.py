@@ -112,6 +112,12 @@ def test_parts_add_up(cmlora, tmp_path):
     assert {row["contender"]: row["images"] for row in rows} == {"peft": 2, "lossless": 2}
     assert len(list(tmp_path.glob("pipeline-tiny-*.json"))) == 1
     assert len(list(tmp_path.glob("pipeline-tiny-*.png"))) == 2
+    (path,) = tmp_path.glob("pipeline-tiny-*.json")
+    whole = path.read_text()
+    path.write_text(whole[:-9])
+    code, _, err = cmlora(*part, "--adapters", 1)
+    assert code == 1 and f"--out: {path} is not JSON" in err
+    path.write_text(whole)
     code, _, err = cmlora("bench", "pipeline", "--channels", "tiny", *part[3:], "--adapters", 1)
     assert code == 1 and "--out: " in err and "latents 16, this run 32" in err
 
@@ -153,6 +159,13 @@ def test_throughput(cmlora, tmp_path):
     [
         (["pipeline", "--adapters", "0"], "--adapters"),
         (["pipeline", "--contenders", "peft,magic"], "magic"),
+        (["pipeline", "--method", "clora", "--profile"], "--profile"),
+        (["pipeline", "--method", "clora", "--contenders", "peft"], "--contenders"),
+        (["pipeline", "--quick", "--out", f"{__file__}/x"], "--out: cannot make the folder"),
+        (
+            ["pipeline", "--quick", "--profile", "--out", f"{__file__}/x"],
+            "--out: cannot make the fo",
+        ),
         (["throughput", "--methods", "magic"], "magic"),
         (["throughput", "--max-rows", "some"], "--max-rows"),
     ],

@@ -150,6 +150,26 @@ def test_inspect_finds_nan(cmlora, loras):
     assert "NaN or infinity" in cmlora("lora", "inspect", loras["nan"])[1]
 
 
+def test_inspect_finds_an_alpha_that_is_no_number(cmlora, tmp_path):
+    path, layer = tmp_path / "x.safetensors", "lora_unet_x"
+    factors = {
+        f"{layer}.lora_down.weight": torch.ones(2, 4),
+        f"{layer}.lora_up.weight": torch.ones(4, 2),
+    }
+    save_file({**factors, f"{layer}.alpha": torch.tensor(float("nan"))}, path)
+    code, out, _ = cmlora("lora", "inspect", path, "--json")
+    assert code == 0 and json.loads(out)["non_finite"] == [f"{layer}.alpha"]
+
+
+@pytest.mark.parametrize("ranks", [(2, 3), (0, 0)])
+def test_factors_without_a_common_rank_are_no_layer(tmp_path, ranks):
+    path, layer = tmp_path / "x.safetensors", "unet.a.to_q"
+    down, up = torch.ones(ranks[0], 4), torch.ones(4, ranks[1])
+    save_file({f"{layer}.lora_A.weight": down, f"{layer}.lora_B.weight": up}, path)
+    with pytest.raises(CliError, match="not a LoRA: none of its 2 tensors is one"):
+        check_lora(path)
+
+
 @pytest.mark.parametrize("name", ["missing", "text", "truncated", "model"])
 def test_inspect_refuses_what_it_cannot_read(cmlora, loras, name):
     code, out, err = cmlora("lora", "inspect", loras[name])

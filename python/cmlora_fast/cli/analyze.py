@@ -78,14 +78,14 @@ def analyze(
     check_size(height, width)
     make_folder(out)
     from .quiet import quiet
-    from .report import document, print_json
+    from .report import document, print_json, write_json
 
     with quiet():
-        from .analyze_run import run, write
+        from .analyze_run import run
 
         results = run(arguments)
         report = document("analyze", arguments, **results)
-        write(report, out)
+        write_json(report, out / "analyze.json")
     if as_json:
         print_json(report)
     else:

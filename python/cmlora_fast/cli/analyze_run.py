@@ -28,7 +28,7 @@ from .method_list import NO_LORA, parse_methods
 from .pipelines import EMBEDDED, add_loras, check_scheduler
 from .progress import progress
 
-__all__ = ["run", "write"]
+__all__ = ["run"]
 
 PROFILE = "frequency_profile.json"
 GIGA = 1e9
@@ -98,12 +98,6 @@ def run(arguments: dict[str, Any]) -> dict[str, Any]:
         "generation": asdict(generation),
         **study.found,
     }
-
-
-def write(report: dict[str, Any], folder: Path) -> None:
-    """``analyze.json``: the numbers in short; each picture's own data lie beside it."""
-    text = json.dumps(report, indent=2, default=str, allow_nan=False)
-    (folder / "analyze.json").write_text(text + "\n", encoding="utf-8")
 
 
 def _frequency(study: Study) -> None:

@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from .errors import CliError
+from .painting_options import AsJson
 
 __all__ = ["bench"]
 
@@ -52,7 +53,7 @@ def kernels(
     isa: Annotated[str | None, typer.Option(help="Instruction set; default: the fastest.")] = None,
     seconds: Annotated[float, typer.Option(min=0.01, help="Per case and function.")] = 0.2,
     quick: Annotated[bool, typer.Option("--quick", help="Fewer shapes and ranks.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+    as_json: AsJson = False,
     out: Annotated[
         Path | None, typer.Option(help="Folder for the document; parts of a run add up.")
     ] = None,
@@ -79,7 +80,6 @@ class Measured(str, Enum):
     clora = "clora"
 
 
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 Out = Annotated[
     Path | None, typer.Option(help="Folder for the document and pictures; parts of a run add up.")
 ]
@@ -115,20 +115,23 @@ def pipeline(
     out: Out = None,
 ) -> None:
     """Time images by diffusers + PEFT, plain loops, DeepCache and cmlora_fast, in turns."""
-    from ..benchmarks.contenders import CONTENDERS
     from . import bench_losses
     from . import bench_pipeline as verb
     from .quiet import quiet
     from .report import print_json
 
+    if method is Measured.clora and (profile or contenders):
+        raise CliError("--method clora: is timed beside its own loop; no --profile, --contenders")
     counts = numbers("--adapters", adapters or ("1,2" if quick else "1,2,3,5"))
     if quick:
         channels, latents, steps, images = Channels.tiny, 16, 4, 1
     with quiet():
+        from ..benchmarks.contenders import CONTENDERS
+
         use_threads(threads)
         chosen = names("--contenders", contenders, CONTENDERS)
         if method is Measured.clora:
-            report = verb.run_clora(channels.value, latents, steps, counts, images)
+            report = verb.run_clora(channels.value, latents, steps, counts, images, out)
         elif profile:
             verb, given = bench_losses, (channels.value, latents, steps, max(counts))
             report = verb.run(*given, chosen if contenders else PROFILED, out)
@@ -168,7 +171,6 @@ def throughput(
     out: Out = None,
 ) -> None:
     """Measure images per second, latency and memory for every combination of these knobs."""
-    from ..benchmarks.throughput import METHODS, combinations
     from . import bench_throughput as verb
     from .quiet import quiet
     from .report import print_json
@@ -176,6 +178,8 @@ def throughput(
     if quick:
         channels, latents, steps, images, rounds = Channels.tiny, 16, 4, "1,2", 1
     with quiet():
+        from ..benchmarks.throughput import METHODS, combinations
+
         settings = combinations(
             numbers("--adapters", adapters),
             names("--methods", methods, METHODS),

@@ -8,6 +8,7 @@ from typing import Any
 
 from .bench_pipeline import CHANNELS
 from .bench_record import place, provenance, write
+from .progress import progress
 from .report import document, print_table
 
 __all__ = ["run", "show"]
@@ -33,11 +34,18 @@ def run(
         "contenders": names,
     }
     report = document("bench pipeline --profile", arguments, **provenance())
-    report |= losses.run(
-        channels=CHANNELS[channels], latents=latents, steps=steps, adapters=adapters, names=names
-    )
-    if out is not None:
-        write(report, place(report, out, f"profile-{channels}"))
+    path = None if out is None else place(report, out, f"profile-{channels}")
+    with progress(len(names), "profiles") as advance:
+        report |= losses.run(
+            channels=CHANNELS[channels],
+            latents=latents,
+            steps=steps,
+            adapters=adapters,
+            names=names,
+            advance=advance,
+        )
+    if path is not None:
+        write(report, path)
     return report
 
 

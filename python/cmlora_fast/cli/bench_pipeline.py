@@ -134,14 +134,30 @@ def _interval(found: dict[str, float | None]) -> str:
     return f"{found['ratio']:.2f} [{found['low']:.2f} {found['high']:.2f}]"
 
 
-def run_clora(channels: str, latents: int, steps: int, adapters: tuple[int, ...], images: int):
+def run_clora(
+    channels: str,
+    latents: int,
+    steps: int,
+    adapters: tuple[int, ...],
+    images: int,
+    out: Path | None,
+) -> dict[str, Any]:
     """CLoRA against a straightforward loop, for every number of concepts."""
     from ..benchmarks import clora
 
-    results = []
+    arguments = {
+        "method": "clora",
+        "channels": list(CHANNELS[channels]),
+        "latents": latents,
+        "steps": steps,
+        "adapters": adapters,
+        "images": images,
+    }
+    report = document("bench pipeline", arguments, **provenance(), results=[])
+    path = None if out is None else place(report, out, f"clora-{channels}")
     with progress(len(adapters), "CLoRA") as advance:
         for concepts in adapters:
-            results.append(
+            report["results"].append(
                 clora.measure(
                     channels=CHANNELS[channels],
                     size=latents,
@@ -151,15 +167,9 @@ def run_clora(channels: str, latents: int, steps: int, adapters: tuple[int, ...]
                 )
             )
             advance()
-    arguments = {
-        "method": "clora",
-        "channels": list(CHANNELS[channels]),
-        "latents": latents,
-        "steps": steps,
-        "adapters": adapters,
-        "images": images,
-    }
-    return document("bench pipeline", arguments, **provenance(), results=results)
+    if path is not None:
+        write(report, path)
+    return report
 
 
 def show_clora(report: dict[str, Any]) -> None:

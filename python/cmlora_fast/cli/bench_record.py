@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import CliError
+from .images import make_folder
 
 __all__ = ["earlier_part", "place", "provenance", "write"]
 
@@ -32,7 +33,7 @@ def provenance() -> dict[str, Any]:
 
 def place(report: dict[str, Any], out: Path, name: str) -> Path:
     """``out/<name>-<date>-<processor>[-<dtype>].json``; makes the folder."""
-    out.mkdir(parents=True, exist_ok=True)
+    make_folder(out)
     where = report["machine"]
     device = where["gpus"][0] if report["arguments"].get("device") == "cuda" else where["processor"]
     kind = re.sub(r"[^a-z0-9]+", "-", device.lower()).strip("-")
@@ -48,11 +49,14 @@ def earlier_part(report: dict[str, Any], path: Path) -> dict[str, Any] | None:
     """The document that ``path`` holds of the same measurement; None if there is none.
 
     Raises:
-        CliError: It holds results of another commit or of other settings.
+        CliError: It is no such document, or of another commit or of other settings.
     """
     if not path.exists():
         return None
-    before = json.loads(path.read_text())
+    try:
+        before = json.loads(path.read_text())
+    except ValueError as error:
+        raise CliError(f"--out: {path} is not JSON: {error}; remove it or choose another") from None
     pairs = {"commit": (before["commit"], report["commit"])}
     for name in SETTLED:
         pairs[name] = before["arguments"].get(name), report["arguments"].get(name)

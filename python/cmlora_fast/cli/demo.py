@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from .images import make_folder
+from .painting_options import LARGEST_SEED, AsJson
 
 __all__ = ["demo"]
 
@@ -17,15 +18,15 @@ def demo(
         Path, typer.Option(help="Folder for the sheet, its images and demo.json.")
     ] = Path("out"),
     steps: Annotated[int, typer.Option(min=1, help="Denoising steps.")] = 20,
-    seed: Annotated[int, typer.Option(help="Seed of every image.")] = 3,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+    seed: Annotated[int, typer.Option(min=0, max=LARGEST_SEED, help="Seed of every image.")] = 3,
+    as_json: AsJson = False,
 ) -> None:
     """Paint one labelled contact sheet: no LoRA, each LoRA alone, and every method.
 
     The embedded model needs no download. An earlier demo's files in the folder are replaced.
     """
     from .quiet import quiet
-    from .report import document, print_json, print_table
+    from .report import document, print_json, print_table, write_json
 
     make_folder(out)
     with quiet():
@@ -33,9 +34,7 @@ def demo(
 
         results = paint_demo(*embedded_scene(), out=out, steps=steps, seed=seed)
     report = document("demo", {"out": str(out), "steps": steps, "seed": seed}, **results)
-    from .demo_run import write_report
-
-    write_report(report, out)
+    write_json(report, out / "demo.json")
     if as_json:
         print_json(report)
         return

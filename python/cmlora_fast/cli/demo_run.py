@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,7 +18,7 @@ from .pipelines import EMBEDDED, load_pipeline
 from .progress import each_step, progress
 from .sheet import Tile, contact_sheet
 
-__all__ = ["Cell", "Scene", "cells_of", "embedded_scene", "paint_demo", "write_report"]
+__all__ = ["Cell", "Scene", "cells_of", "embedded_scene", "paint_demo"]
 
 # LoRAs of something, worn, somewhere, and the words of the prompt that CLoRA looks for.
 SUBJECTS = {
@@ -30,7 +29,7 @@ SUBJECTS = {
 LORAS = tuple(SUBJECTS)
 WEIGHTS = {"background_1": 0.65}  # at 1 it leaves little of the person
 COLUMNS = 6
-SHEET, REPORT = "contact_sheet.png", "demo.json"
+SHEET = "contact_sheet.png"
 METHODS = (
     ("merge", "Merge", cf.Merge()),
     ("switch", "Switch", cf.Switch()),
@@ -125,12 +124,6 @@ def paint_demo(
     contact_sheet(tiles, title, columns=COLUMNS).save(sheet)
     given = {"prompt": scene.prompt, "negative": scene.negative, "adapters": scene.adapters}
     return {"sheet": str(sheet), **given, "weights": dict(scene.weights), "cells": told}
-
-
-def write_report(report: dict[str, Any], out: Path) -> None:
-    """The JSON beside the sheet."""
-    text = json.dumps(report, indent=2, default=str, allow_nan=False)
-    (out / REPORT).write_text(text + "\n", encoding="utf-8")
 
 
 def _paint(

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Any
 
 import typer
+
+from .painting_options import AsJson
 
 __all__ = ["doctor"]
 
@@ -12,7 +14,7 @@ BASICS = ("cpu", "torch")  # backends that every installation has
 
 
 def doctor(
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Show versions, machine and backends, and check that enable and disable work."""
     from .quiet import quiet

@@ -23,6 +23,7 @@ from .painting_options import (
     Steps,
     Weights,
     check_size,
+    finite,
     option,
     painting,
 )
@@ -105,7 +106,9 @@ def evaluate(
     judge_key_env: Annotated[
         str, _scoring("Environment variable that holds the key.")
     ] = "OPENAI_API_KEY",
-    tie: Annotated[float, _scoring("Scores no further apart are tied.", min=0)] = 0.0,
+    tie: Annotated[
+        float, _scoring("Scores no further apart are tied.", min=0, callback=finite)
+    ] = 0.0,
     by_combination: Annotated[
         bool,
         _scoring("Resample whole combinations for the intervals.", "--by-combination"),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from .lora_files import LoraSpec, check_lora
 from .method_list import NO_LORA, cached, parse_methods
 from .pipelines import EMBEDDED, add_loras, check_scheduler
 from .progress import progress
+from .report import write_json
 from .scorer_list import make_judge, make_scorers
 
 __all__ = ["run", "write"]
@@ -72,8 +72,7 @@ def run(arguments: dict[str, Any]) -> dict[str, Any]:
 
 def write(report: dict[str, Any], folder: Path) -> None:
     """``results.json`` and ``report.md``."""
-    text = json.dumps(report, indent=2, default=str, allow_nan=False)
-    (folder / "results.json").write_text(text + "\n", encoding="utf-8")
+    write_json(report, folder / "results.json")
     generation, machine = report["generation"], report["machine"]
     facts = {
         "testbed": report["arguments"]["testbed"],

@@ -7,12 +7,9 @@ from typing import Annotated, Any
 
 from .errors import CliError
 from .images import make_folder
-from .painting_options import option
+from .painting_options import LARGEST_SEED, MULTIPLE, AsJson, check_size, finite, option
 
 __all__ = ["generate"]
-
-MULTIPLE = 8  # of height and width, in pixels
-
 
 Prompt = Annotated[str, option("What to paint.", "--prompt", "-p")]
 Model = Annotated[
@@ -52,10 +49,10 @@ SaveMaps = Annotated[
 ]
 Steps = Annotated[int, option("Denoising steps.", min=1)]
 Guidance = Annotated[
-    float | None, option("Guidance, up to 1: none. Left out: 7.5; embedded model: 4.")
+    float | None, option("Guidance, up to 1: none. Left out: 7.5.", callback=finite)
 ]
-Seed = Annotated[int, option("Of the first image; each next one adds 1.", min=0)]
-Pixels = Annotated[int | None, option("Pixels; left out: the model's own.")]
+Seed = Annotated[int, option("Of the first image; each next one adds 1.", min=0, max=LARGEST_SEED)]
+Pixels = Annotated[int | None, option("Pixels; left out: the model's own.", min=MULTIPLE)]
 SchedulerName = Annotated[
     str | None,
     option(
@@ -70,7 +67,6 @@ Weights = Annotated[str, option("Of adapted layers: auto, fold or delta.")]
 Backend = Annotated[str, option("Of the ops: auto, cpu, cuda, triton or torch.")]
 MaxRows = Annotated[int | None, option("Most samples per UNet batch; bounds the memory.", min=1)]
 Out = Annotated[Path, option("The PNG file; gets a number rather than overwrite another.")]
-AsJson = Annotated[bool, option("Print one JSON document.", "--json")]
 
 
 def generate(
@@ -101,7 +97,8 @@ def generate(
     """Paint images with several LoRAs and keep all parameters in the PNG's metadata."""
     arguments = {key: value for key, value in locals().items() if key != "as_json"}
     arguments["out"] = str(out)
-    _check(height, width, out)
+    check_size(height, width)
+    _check_out(out)
     if save_maps is not None:
         if method != "clora":
             raise CliError(f"--save-maps: only --method clora has maps; got --method {method}")
@@ -120,11 +117,7 @@ def generate(
         print(_text(results))
 
 
-def _check(height: int | None, width: int | None, out: Path) -> None:
-    """Refuse what is known to be wrong before anything is loaded."""
-    for name, value in (("--height", height), ("--width", width)):
-        if value is not None and (value < MULTIPLE or value % MULTIPLE):
-            raise CliError(f"{name}: expected a multiple of {MULTIPLE}; got {value}")
+def _check_out(out: Path) -> None:
     if out.is_dir():
         raise CliError(f"--out {out}: is a directory; expected a file that ends in .png")
     if out.suffix.lower() != ".png":

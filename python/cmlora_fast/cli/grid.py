@@ -81,14 +81,14 @@ def grid(
     check_size(height, width)
     make_folder(out)
     from .quiet import quiet
-    from .report import document, print_json
+    from .report import document, print_json, write_json
 
     with quiet():
-        from .grid_run import run, write
+        from .grid_run import run
 
         results = run(arguments)
         report = document("grid", arguments, **results)
-        write(report, out)
+        write_json(report, out / "grid.json")
     if as_json:
         print_json(report)
     else:

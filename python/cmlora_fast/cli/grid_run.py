@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -27,7 +26,7 @@ from .progress import progress
 from .scorer_list import make_scorers
 from .sheet import Tile, contact_sheet
 
-__all__ = ["run", "write"]
+__all__ = ["run"]
 
 SCORERS = ("embedded", "clip", "reward")  # the others need more than the image
 SHOWN = ("recall", "clip", "image_reward")  # below an image
@@ -66,12 +65,6 @@ def run(arguments: dict[str, Any]) -> dict[str, Any]:
         paint_all(pipe, jobs, store, lambda job: advance(), **engine)
     scores = [_score(cell, sets[cell.adapters], style, scorers, store) for cell in cells]
     return _save(cells, scores, store, generation, prompts)
-
-
-def write(report: dict[str, Any], folder: Path) -> None:
-    """The numbers beside the pictures."""
-    text = json.dumps(report, indent=2, default=str, allow_nan=False)
-    (folder / "grid.json").write_text(text + "\n", encoding="utf-8")
 
 
 def _sets(texts: Sequence[str] | None, specs: Sequence[LoraSpec]) -> dict[str, list[LoraSpec]]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from .errors import CliError
+from .painting_options import AsJson
 
 if TYPE_CHECKING:
     from .lora_read import LoraFile
@@ -24,7 +26,7 @@ def inspect_lora(
         str | None,
         typer.Option(help="Check against this diffusers directory, or embedded."),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Show a LoRA's kind, naming, ranks, alphas and targets; with a model, what does not fit."""
     from .lora_files import resolve_path
@@ -59,7 +61,7 @@ def _facts(file: LoraFile, bad: list[str]) -> dict[str, Any]:
         "alphas": {str(alpha): count for alpha, count in alphas.items()},
         "targets": file.targets,
         "layers": [
-            {"component": x.component, "name": x.name, "rank": x.rank, "alpha": x.alpha}
+            {"component": x.component, "name": x.name, "rank": x.rank, "alpha": _number(x.alpha)}
             for x in file.layers
         ],
         "tensors": file.tensors,
@@ -69,6 +71,11 @@ def _facts(file: LoraFile, bad: list[str]) -> dict[str, Any]:
         "other_keys": list(file.other_keys),
         "non_finite": bad,
     }
+
+
+def _number(alpha: float | None) -> float | None:
+    """JSON has no NaN; ``non_finite`` names its key."""
+    return alpha if alpha is not None and math.isfinite(alpha) else None
 
 
 def _fit(file: LoraFile, model: str) -> dict[str, Any]:

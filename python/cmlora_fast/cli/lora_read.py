@@ -183,7 +183,7 @@ def _layers(
             pairs.setdefault(stem, {})["down" if side in _DOWN else "up"] = key
     layers, used = [], set()
     for stem, pair in pairs.items():
-        if len(pair) == 2 and shapes[pair["down"]] and shapes[pair["up"]]:
+        if len(pair) == 2 and _have_one_rank(shapes[pair["down"]], shapes[pair["up"]]):
             component, name = _place(stem)
             factors = shapes[pair["down"]], shapes[pair["up"]]
             alpha = alphas.get(stem, _config_alpha(config, component, name))
@@ -191,6 +191,11 @@ def _layers(
             layers.append(layer)
             used.update((*pair.values(), f"{stem}.alpha"))
     return tuple(layers), tuple(key for key in shapes if key not in used)
+
+
+def _have_one_rank(down: tuple[int, ...], up: tuple[int, ...]) -> bool:
+    """Shapes (rank, inputs, …) and (outputs, rank, …)."""
+    return len(down) > 1 and len(up) > 1 and down[0] == up[1] > 0
 
 
 def _place(stem: str) -> tuple[str, str]:

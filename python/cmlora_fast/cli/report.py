@@ -10,7 +10,15 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-__all__ = ["document", "machine", "print_json", "print_table", "version_of", "versions"]
+__all__ = [
+    "document",
+    "machine",
+    "print_json",
+    "print_table",
+    "version_of",
+    "versions",
+    "write_json",
+]
 
 PACKAGES = (
     "cmlora-fast",
@@ -64,6 +72,12 @@ def document(command: str, arguments: dict[str, Any], **results: Any) -> dict[st
 def print_json(data: dict[str, Any]) -> None:
     """The one document that ``--json`` leaves on standard output; strict JSON, no NaN."""
     print(json.dumps(data, indent=2, default=_plain, allow_nan=False))
+
+
+def write_json(data: dict[str, Any], path: Path) -> None:
+    """The same document as a file."""
+    text = json.dumps(data, indent=2, default=_plain, allow_nan=False)
+    path.write_text(text + "\n", encoding="utf-8")
 
 
 def print_table(title: str, columns: list[str], rows: list[list[Any]]) -> None:
