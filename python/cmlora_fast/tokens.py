@@ -14,7 +14,7 @@ from typing import Any
 
 from .clora_method import PROMPT_LENGTH, Concept, Row
 
-__all__ = ["build_rows", "find_positions", "warn_of_positions"]
+__all__ = ["build_rows", "warn_of_positions"]
 
 Convert = Callable[[str, Any], str]  # diffusers' maybe_convert_prompt: text as it is tokenized
 
@@ -69,22 +69,6 @@ def build_rows(
         found = tuple(words.positions(scene, span) for span in own)
         rows.append(Row(concept.adapter, scene, negative_prompt, found[c], found))
     return tuple(rows)
-
-
-def find_positions(
-    prompt: str, phrase: str, tokenizers: Iterable[Any], convert: Convert | None = None
-) -> tuple[int, ...]:
-    """Positions of the only occurrence of ``phrase``, whole words in any case, in ``prompt``.
-
-    Raises:
-        ValueError: It does not occur, occurs more than once or lies beyond the encoder's reach.
-    """
-    text = _normal(prompt)
-    found = _occurrences(text, phrase)
-    if len(found) != 1:
-        many = f"{len(found)} times; a longer phrase may be unique" if found else "not at all"
-        raise ValueError(f"phrase: expected {phrase!r} once in {prompt!r}; it occurs {many}")
-    return _Words(tokenizers, convert).positions(text, found[0])
 
 
 def warn_of_positions(
