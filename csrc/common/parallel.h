@@ -8,7 +8,8 @@ namespace cmlora {
 using ParallelBody = void (*)(int64_t begin, int64_t end, void* context);
 
 // Calls body on the pieces of `grain` that make up [0, count), the last one shorter, from several
-// threads where there are several pieces. An exception thrown by the body is rethrown here.
+// threads where there are several pieces and this is not such a piece itself. An exception thrown
+// by the body is rethrown here.
 void run_parallel(int64_t count, int64_t grain, ParallelBody body, void* context);
 
 template <typename Body>

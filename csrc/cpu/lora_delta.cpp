@@ -10,6 +10,7 @@ namespace cmlora::cpu {
 namespace {
 
 constexpr int64_t kPieces = 32;  // of one call, at most
+constexpr int64_t kFewTokens = 128;
 
 Matrix turned(const Matrix& m) { return {m.data, m.col_stride, m.row_stride}; }
 
@@ -49,16 +50,42 @@ void run(const LoraDelta& op, const Kernels& kernels, const PackedRows& rows) {
 
 bool is_empty(const LoraDelta& op) { return op.table.rows == 0 || op.tokens == 0 || op.N == 0; }
 
-}  // namespace
-
-void lora_delta(const LoraDelta& op, int isa) {
-  if (is_empty(op)) return;
+void pack_and_run(const LoraDelta& op, const Kernels& kernels) {
   thread_local Scratch<float> memory;
-  const Kernels& kernels = kernels_of(isa);
   const PackedSlots slots(kernels, op.dtype, op.table.slots, used_slots(op.table), op.a, op.K,
                           turned(op.b), op.N, &memory);
   run(op, kernels, PackedRows(kernels, op.table, slots));
   memory.trim();
+}
+
+// Whether no adapter is used twice, and packing each is a good part of the work.
+bool is_packing(const LoraDelta& op) {
+  const int64_t entries = op.table.row_ptr[op.table.rows] - op.table.row_ptr[0];
+  const std::vector<bool> used = used_slots(op.table);
+  return op.tokens <= kFewTokens && entries == std::count(used.begin(), used.end(), true);
+}
+
+LoraDelta row_of(const LoraDelta& op, int64_t row) {
+  const int64_t size = element_size(op.dtype);
+  LoraDelta one = op;
+  one.x = static_cast<const char*>(op.x) + row * op.x_row_stride * size;
+  one.y = static_cast<char*>(op.y) + row * op.y_row_stride * size;
+  one.table.row_ptr += row;
+  one.table.rows = 1;
+  return one;
+}
+
+}  // namespace
+
+void lora_delta(const LoraDelta& op, int isa) {
+  if (is_empty(op)) return;
+  const Kernels& kernels = kernels_of(isa);
+  if (!is_packing(op)) return pack_and_run(op, kernels);
+  // What another core has just packed would be fetched more slowly than it is packed.
+  const int64_t unit = op.tokens * (op.K + op.N) * op.table.total_rank / op.table.rows;
+  parallel_for(op.table.rows, grain_for(unit / kernels.width), [&](int64_t begin, int64_t end) {
+    for (int64_t row = begin; row < end; ++row) pack_and_run(row_of(op, row), kernels);
+  });
 }
 
 PackedAdapters::PackedAdapters(const Matrix& a, const Matrix& b, const int32_t* slots,

@@ -6,6 +6,7 @@
 #include <stdexcept>
 #include <system_error>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #include "cpu/torch_pool.h"
@@ -24,6 +25,8 @@ Settings& settings() {
   return instance;
 }
 
+thread_local bool inside = false;  // a job: calls from there have this thread alone
+
 // The work of one call. Whichever range the pool gives a thread, it takes pieces of `grain` until
 // none is left: a thread that the system holds back then keeps the others waiting for one piece,
 // not for its share. Exceptions must not cross torch's C interface: the first one waits here.
@@ -37,6 +40,7 @@ struct Job {
   std::exception_ptr error{};
 
   void run() {
+    const bool outside = !std::exchange(inside, true);
     try {
       for (int64_t begin; (begin = next.fetch_add(grain)) < count;) {
         body(begin, begin + grain < count ? begin + grain : count, context);
@@ -45,6 +49,7 @@ struct Job {
       std::lock_guard<std::mutex> lock(mutex);
       if (!error) error = std::current_exception();
     }
+    if (outside) inside = false;
   }
 };
 
@@ -68,7 +73,7 @@ void run_threads(Job* job) {
 void run_parallel(int64_t count, int64_t grain, ParallelBody body, void* context) {
   if (count <= 0) return;
   Settings& chosen = settings();
-  if (count <= grain || chosen.pool == Pool::kSerial) return body(0, count, context);
+  if (count <= grain || inside || chosen.pool == Pool::kSerial) return body(0, count, context);
   Job job{body, context, count, grain};
   if (chosen.pool == Pool::kThreads) {
     run_threads(&job);

@@ -186,8 +186,9 @@ def test_packed_adapters_made_in_inference_mode():
         assert torch.equal(ours, y)
 
 
-def test_threads_without_torch_agree(isa):
-    y, *rest = make_inputs(MIXES["plain"], (400, 96, 96))
+@pytest.mark.parametrize("mix, tokens", [("plain", 400), ("each its own", 120)])
+def test_threads_without_torch_agree(mix, tokens, isa):
+    y, *rest = make_inputs(MIXES[mix], (tokens, 96, 96))
     ours, threaded = y.clone(), y.clone()
     ops.lora_delta_(ours, *rest)
     pool = _C.current_pool()
