@@ -16,6 +16,7 @@ out=$1
 python=${PYTHON:-python3}
 
 if [[ ${2:-} == --dry-run ]]; then
+  [[ -z ${PYTHON:-} && -x .venv/bin/python ]] && python=.venv/bin/python  # what make has set up
   echo "build   the wheel with CMLORA_CUDA=ON for this GPU, and the wheels in wheels/"
   echo "test    pytest -m gpu tests/ops tests/test_gpu_pipelines.py, at most 150 s"
   "$python" -m cmlora_fast.benchmarks.gpu --dry-run
