@@ -4,7 +4,7 @@
 
 #include "cuda/dispatch.h"
 #include "cuda/launch.h"
-#include "cuda/ptx.h"
+#include "cuda/warp.h"
 
 // A block takes a few queries of a row through all heads, a warp two of them, a lane every 32nd
 // key. No score leaves the registers, sums over heads have one order, and the gradient computes the
@@ -34,21 +34,6 @@ struct Place {
   int64_t row;
   int64_t first;  // the block's first query
 };
-
-__device__ float warp_sum(float value) {
-  for (int distance = 16; distance > 0; distance /= 2) {
-    value += __shfl_xor_sync(kWholeWarp, value, distance);
-  }
-  return value;
-}
-
-__device__ float warp_max(float value) {
-  for (int distance = 16; distance > 0; distance /= 2) {
-    const float other = __shfl_xor_sync(kWholeWarp, value, distance);
-    value = other > value ? other : value;
-  }
-  return value;
-}
 
 // `width` features of `count` tokens; zeros up to `size` tokens and a whole chunk.
 template <typename T>

@@ -1,7 +1,7 @@
 #include "ops/contrastive_loss.h"
 
 #include "cuda/launch.h"
-#include "cuda/ptx.h"
+#include "cuda/warp.h"
 
 // A block makes one image. Sums have one order: a warp adds up a map's pixels or a pair's
 // products, so that a result repeats bit for bit. The maps are read again from the cache; what
@@ -41,22 +41,6 @@ struct Image {
   int64_t b;
 };
 
-template <typename Value>
-__device__ Value warp_sum(Value value) {
-  for (int distance = 16; distance > 0; distance /= 2) {
-    value += __shfl_xor_sync(kWholeWarp, value, distance);
-  }
-  return value;
-}
-
-__device__ float warp_min(float value) {
-  for (int distance = 16; distance > 0; distance /= 2) {
-    const float other = __shfl_xor_sync(kWholeWarp, value, distance);
-    value = other < value ? other : value;
-  }
-  return value;
-}
-
 __device__ const float* map_of(const ContrastiveLoss& op, int64_t s, int64_t b) {
   return op.maps + (s * op.B + b) * op.P;
 }
@@ -72,7 +56,7 @@ __device__ void measure_maps(const ContrastiveLoss& op, const Image& image, cons
       top = fabsf(value) > top ? fabsf(value) : top;
     }
     least = warp_min(least);
-    top = -warp_min(-top);
+    top = warp_max(top);
     double squares = 0.0;
     float largest = 0.0f;
     for (int64_t p = image.lane; p < op.P; p += 32) {
@@ -82,7 +66,7 @@ __device__ void measure_maps(const ContrastiveLoss& op, const Image& image, cons
       ties += value == 0.0f;
     }
     squares = warp_sum(squares);
-    largest = -warp_min(-largest);
+    largest = warp_max(largest);
     ties = warp_sum(ties);
     if (image.lane == 0) {
       tables.least[s] = least;

@@ -6,7 +6,7 @@
 #include "common/radius.h"
 #include "cuda/dispatch.h"
 #include "cuda/launch.h"
-#include "cuda/ptx.h"
+#include "cuda/warp.h"
 
 // A block makes one image, in float32 as cuFFT would, its sums over frequencies in double. They
 // have one order, so that a result repeats bit for bit.
@@ -128,15 +128,6 @@ __device__ float amplitude(const Numbers& spectrum, int at, bool log) {
   return log ? logf(value + 1e-8f) : value;
 }
 
-// What every lane has, added up in one order.
-template <typename Value>
-__device__ Value warp_sum(Value value) {
-  for (int distance = 16; distance > 0; distance /= 2) {
-    value += __shfl_xor_sync(kWholeWarp, value, distance);
-  }
-  return value;
-}
-
 // Mean amplitude of one radius; the lanes of a warp take rows ky in turn.
 __device__ double mean_of_bin(const Sizes& sizes, const Numbers& spectrum, bool log, int bin) {
   double sum = 0.0;
@@ -165,10 +156,7 @@ __device__ void finish(const RadialAmplitude& op, int bins, const double* means,
   const int lane = threadIdx.x;
   double top = means[0];
   for (int bin = lane; bin < bins; bin += 32) top = top < means[bin] ? means[bin] : top;
-  for (int distance = 16; distance > 0; distance /= 2) {
-    const double other = __shfl_xor_sync(kWholeWarp, top, distance);
-    top = top < other ? other : top;
-  }
+  top = warp_max(top);
   double sum = 0.0;
   for (int bin = lane; bin < bins; bin += 32) {
     const double value = means[bin] / top;
