@@ -47,8 +47,10 @@ def contrastive_loss(
     if not (is_real(temperature) and temperature > 0):
         raise ValueError(f"{op}: expected temperature > 0; got {temperature!r}")
     S, K = maps.shape[0], index.numel()
-    if index.is_cpu and K and not 0 <= index.min() <= index.max() < S:
-        raise ValueError(f"{op}: expected index in 0 .. {S - 1}; got {index.tolist()}")
+    if index.is_cpu and K:
+        places = index.numpy()  # read without an op of torch's: replays count those
+        if not 0 <= places.min() <= places.max() < S:
+            raise ValueError(f"{op}: expected index in 0 .. {S - 1}; got {places.tolist()}")
     kernel = pick(op, maps, ("cuda",)) == "cuda" and maps.dtype is torch.float32
     if not kernel or not maps.is_contiguous() or not _C.cuda.contrastive_loss_fits(S, K):
         return reference.contrastive_loss(maps.detach(), index, labels, temperature)
