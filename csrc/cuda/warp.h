@@ -15,17 +15,17 @@ __device__ Value warp_sum(Value value) {
 }
 
 template <typename Value>
-__device__ Value warp_max(Value value) {
+__device__ Value warp_min(Value value) {
   for (int distance = 16; distance > 0; distance /= 2) {
     const Value other = __shfl_xor_sync(kWholeWarp, value, distance);
-    value = other > value ? other : value;
+    value = other < value ? other : value;
   }
   return value;
 }
 
 template <typename Value>
-__device__ Value warp_min(Value value) {
-  return -warp_max(-value);
+__device__ Value warp_max(Value value) {
+  return -warp_min(-value);
 }
 
 }  // namespace cmlora::cuda
