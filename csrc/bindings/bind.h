@@ -16,8 +16,18 @@ T* at(uintptr_t address) {
   return reinterpret_cast<T*>(address);
 }
 
-// Binds an op twice under one name, in `m` and in its submodule cuda: the arguments of `make`, then
-// the instruction set there, device and stream here.
+// Binds an op in m's submodule cuda: the arguments of `make`, then device and stream.
+template <typename Op, typename... Args>
+void bind_cuda(nanobind::module_& m, const char* name, Op (*make)(Args...),
+               void (*cuda)(const Op&, const Stream&)) {
+  nanobind::module_ gpu = m.attr("cuda");
+  gpu.def(name, [make, cuda](Args... args, int device, uintptr_t stream) {
+    cuda(make(args...), {device, stream});
+  });
+}
+
+// Binds an op there and, under the same name, in `m`: the arguments of `make`, then the
+// instruction set.
 template <typename Op, typename... Args>
 void bind_op(nanobind::module_& m, const char* name, Op (*make)(Args...),
              void (*cpu)(const Op&, int), void (*cuda)(const Op&, const Stream&)) {
@@ -26,10 +36,7 @@ void bind_op(nanobind::module_& m, const char* name, Op (*make)(Args...),
     nanobind::gil_scoped_release release;
     cpu(op, isa);
   });
-  nanobind::module_ gpu = m.attr("cuda");
-  gpu.def(name, [make, cuda](Args... args, int device, uintptr_t stream) {
-    cuda(make(args...), {device, stream});
-  });
+  bind_cuda(m, name, make, cuda);
 }
 
 // Each expects a submodule cuda.

@@ -74,26 +74,21 @@ CacheRefresh cache_refresh_op(uintptr_t cache, const Sizes<4>& shape, const Size
           element_size};
 }
 
-// There is none for the CPU, whose host decides by itself.
-void bind_decide(nb::module_& m) {
-  nb::module_ gpu = m.attr("cuda");
-  gpu.def("decide", [](uintptr_t early, uintptr_t weights, uintptr_t deep, uintptr_t reading,
-                       uintptr_t shares, uintptr_t places, const Sizes<4>& sizes, double threshold,
-                       bool latch, bool nan_early, int device, uintptr_t stream) {
-    const Decide op{at<int32_t>(early), at<float>(weights), at<int32_t>(deep),
-                    at<float>(reading), at<float>(shares),  at<int32_t>(places),
-                    sizes[0],           sizes[1],           sizes[2],
-                    sizes[3],           threshold,          latch,
-                    nan_early};
-    cuda::decide(op, {device, stream});
-  });
+Decide decide_op(uintptr_t early, uintptr_t weights, uintptr_t deep, uintptr_t reading,
+                 uintptr_t shares, uintptr_t places, const Sizes<4>& sizes, double threshold,
+                 bool latch, bool nan_early) {
+  return {at<int32_t>(early), at<float>(weights), at<int32_t>(deep),
+          at<float>(reading), at<float>(shares),  at<int32_t>(places),
+          sizes[0],           sizes[1],           sizes[2],
+          sizes[3],           threshold,          latch,
+          nan_early};
 }
 
 }  // namespace
 
 void bind_latents(nb::module_& m) {
   bind_radial_amplitude(m);
-  bind_decide(m);
+  bind_cuda(m, "decide", decide_op, cuda::decide);  // the CPU's host decides by itself
   m.def("check_rows", [](uintptr_t rows, int64_t count, int64_t limit) {
     check_rows(at<int32_t>(rows), count, limit);
   });
