@@ -25,7 +25,7 @@ test: build
 
 # Compiles the kernels for GPUs, which needs none: nvcc from the path or a wheel, and triton.
 gpu-build: build
-	$(BIN)/python -m cmlora_fast.benchmarks.gpu_build
+	$(BIN)/python -m cmlora_fast.benchmarks.gpu.build
 
 demo: build
 	$(BIN)/cmlora demo --out out

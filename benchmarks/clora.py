@@ -21,8 +21,8 @@ from typing import Any
 
 import cmlora_fast as cf
 import torch
+from cmlora_fast.clora.tracked import Tracked
 from cmlora_fast.ops.clora_reference import attention_masks, contrastive_loss, mask_fuse_
-from cmlora_fast.tracked import Tracked
 from torch import Tensor
 
 from .memory import peak_growth

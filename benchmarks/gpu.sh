@@ -18,7 +18,7 @@ python=${PYTHON:-python3}
 if [[ ${2:-} == --dry-run ]]; then
   [[ -z ${PYTHON:-} && -x .venv/bin/python ]] && python=.venv/bin/python  # what make has set up
   echo "build   the wheel with CMLORA_CUDA=ON for this GPU, and the wheels in wheels/"
-  echo "test    pytest -m gpu tests/ops tests/test_gpu_pipelines.py, at most 150 s"
+  echo "test    pytest -m gpu tests/ops tests/engine/test_gpu_pipelines.py, at most 150 s"
   "$python" -m cmlora_fast.benchmarks.gpu --dry-run
   exit
 fi
@@ -47,7 +47,7 @@ export PYTHONPATH="$site"
 failed=0
 say "test"
 if "$python" -c "import pytest" 2>/dev/null; then
-  timeout 150 "$python" -m pytest -q -m gpu tests/ops tests/test_gpu_pipelines.py || failed=1
+  timeout 150 "$python" -m pytest -q -m gpu tests/ops tests/engine/test_gpu_pipelines.py || failed=1
 else
   echo "SKIPPED the tests: no pytest here or in wheels/"
 fi

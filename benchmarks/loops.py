@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import torch
 from cmlora_fast import CMLoRA
-from cmlora_fast.schedule import plan
+from cmlora_fast.schedule.corrected import plan
 from torch import Tensor, nn
 
 __all__ = ["cmlora", "composite", "deep_part"]

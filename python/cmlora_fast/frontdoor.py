@@ -9,12 +9,12 @@ from typing import Any
 
 from diffusers import UNet2DConditionModel
 
-from .engine import Engine
+from .engine.engine import Engine
+from .engine.settings import Settings
+from .engine.summary import Summary
 from .methods import Method, resolve
+from .methods.fields import is_int
 from .ops.backends import backends
-from .records import Summary
-from .settings import Settings
-from .validation import is_int
 
 __all__ = ["accelerate", "disable", "enable", "summary"]
 

@@ -7,7 +7,7 @@ import torch
 from cmlora_fast.cli import main
 from safetensors.torch import load_file, save_file
 
-from .. import adapters, helpers
+from ..support import adapters, helpers
 
 
 @pytest.fixture

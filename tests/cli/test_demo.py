@@ -7,7 +7,7 @@ from cmlora_fast.cli.demo_run import Scene, cells_of
 from cmlora_fast.cli.sheet import CELL, Tile, contact_sheet
 from PIL import Image
 
-from .. import adapters, helpers
+from ..support import adapters, helpers
 
 LABELS = {"character_1": "A fox", "background_1": "Bamboo"}
 KEYS = ["no_lora", *LABELS, "merge", "switch", "composite"]

@@ -8,7 +8,7 @@ from cmlora_fast.cli.lora_match import misfits
 from cmlora_fast.cli.lora_read import read_lora
 from safetensors.torch import save_file
 
-from .. import adapters, helpers
+from ..support import adapters, helpers
 
 BROKEN = {
     "missing": "no such file; expected a LoRA in a .safetensors file",

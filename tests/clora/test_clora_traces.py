@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from cmlora_fast.clora_method import CLoRA, Row
+from cmlora_fast.clora.tracked import Tracked
+from cmlora_fast.methods.clora import CLoRA, Row
 from cmlora_fast.ops import clora_reference as ops
-from cmlora_fast.tracked import Tracked
 
 FOLDER = Path(__file__).parent / "data"
 NAMES = ["clora2", "clora2_style", "clora_mask_only"]

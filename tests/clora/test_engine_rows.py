@@ -7,9 +7,9 @@ import pytest
 import torch
 from cmlora_fast import CLoRA, Concept, Row
 
-from .. import adapters, helpers
-from ..loops import random_inputs, run_pipeline
-from .plain_loop import PlainLoop
+from ..support import adapters, helpers
+from ..support.loops import random_inputs, run_pipeline
+from ..support.plain_loop import PlainLoop
 
 NAMES = ["character_1", "clothing_1", "object_1"]
 CLOSE = 1e-4  # relative, along a trajectory in float32

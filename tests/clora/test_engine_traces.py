@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 import torch
 
-from .. import traces
-from ..loops import run_pipeline
+from ..support import traces
+from ..support.loops import run_pipeline
 from .test_clora_traces import NAMES, load, method_of
 
 LATENTS = 5e-3  # relative; a mask pixel on the edge of its threshold may flip on other machines

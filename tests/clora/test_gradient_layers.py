@@ -3,8 +3,8 @@
 import pytest
 import torch
 from cmlora_fast import ops
+from cmlora_fast.adapters.delta import DeltaLayer
 from cmlora_fast.adapters.peft import AdaptedLayer, LayerAdapter
-from cmlora_fast.adapters.unfolded import DeltaLayer
 from cmlora_fast.unet.rows import Rows
 from torch import nn
 

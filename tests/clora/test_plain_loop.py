@@ -9,8 +9,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from ..support.plain_loop import PlainLoop
 from . import test_clora_traces as recordings
-from .plain_loop import PlainLoop
 
 FOLDER = Path(__file__).parents[1] / "data" / "reference"
 

@@ -7,7 +7,7 @@ from cmlora_fast import CLoRA, Concept, Row
 from cmlora_fast.unet.tap import AttentionTap
 from cmlora_fast.unet.topology import Topology
 
-from .. import adapters, helpers
+from ..support import adapters, helpers
 
 NAMES = ["character_1", "clothing_1"]
 SCENE = "a fox and a coat"
@@ -102,7 +102,7 @@ def test_other_conditions_are_refused():
     pipe = fresh()
     pipe.unet.config.addition_embed_type = "text_time"
     added = helpers.unet_inputs(pipe)["added_cond_kwargs"]
-    from cmlora_fast.checks import check_contrast
+    from cmlora_fast.engine.checks import check_contrast
     from cmlora_fast.unet.inputs import read_call
 
     given = helpers.unet_inputs(pipe) | {"added_cond_kwargs": {**added, "image_embeds": []}}

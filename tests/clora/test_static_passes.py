@@ -6,9 +6,9 @@ import cmlora_fast as cf
 import pytest
 import torch
 
-from .. import recording
-from ..helpers import relative
-from ..loops import random_inputs, run_pipeline
+from ..support import recording
+from ..support.helpers import relative
+from ..support.loops import random_inputs, run_pipeline
 from .test_engine_rows import NAMES, clora, fresh
 
 RECORDED = dict(weights="fold", backend="torch")

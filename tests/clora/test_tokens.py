@@ -1,6 +1,6 @@
 import pytest
-from cmlora_fast.clora_method import Concept, Row
-from cmlora_fast.tokens import build_rows, warn_of_positions
+from cmlora_fast.clora.tokens import build_rows, warn_of_positions
+from cmlora_fast.methods.clora import Concept, Row
 from transformers import CLIPTokenizer
 
 WORDS = ["cat", "dog", "and", "woman", "black", "toy"]

@@ -11,7 +11,7 @@ from cmlora_fast.eval.similarity import alike, similarity
 from cmlora_fast.eval.timeline import lanes
 from PIL import Image
 
-from .. import adapters, helpers
+from ..support import adapters, helpers
 
 GIGA = 1e9
 

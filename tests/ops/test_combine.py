@@ -2,8 +2,9 @@ import pytest
 import torch
 from cmlora_fast import ops
 from cmlora_fast.ops import reference
-from op_checks import assert_as_good, with_serial_pool
 from torch.library import opcheck
+
+from ..support.op_checks import assert_as_good, with_serial_pool
 
 SHAPES = [  # G, J, B, C, H, W
     (1, 1, 1, 1, 1, 1),  # the smallest

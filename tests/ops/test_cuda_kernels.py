@@ -5,8 +5,9 @@ import math
 import pytest
 import torch
 from cmlora_fast.ops import reference
-from host_cuda import HostCuda, build, guarded
-from op_checks import MIXES, RowTable, assert_as_good
+
+from ..support.host_cuda import HostCuda, build, guarded
+from ..support.op_checks import MIXES, RowTable, assert_as_good
 
 SHARED = 227 << 10
 

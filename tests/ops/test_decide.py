@@ -3,9 +3,10 @@
 import pytest
 import torch
 from cmlora_fast import ops
-from cmlora_fast.stepplan import Choice, Measure, Plan, StepPlan, Walk
-from host_cuda import HostCuda, build, guarded
+from cmlora_fast.schedule.stepplan import Choice, Measure, Plan, StepPlan, Walk
 from torch.library import opcheck
+
+from ..support.host_cuda import HostCuda, build, guarded
 
 NAN = float("nan")
 HALF = 0.4 + 2**-40  # between two numbers of float32

@@ -4,7 +4,8 @@ import pytest
 import torch
 from cmlora_fast import ops
 from cmlora_fast.ops import backends, reference
-from op_checks import MIXES, RowTable, assert_as_good
+
+from ..support.op_checks import MIXES, RowTable, assert_as_good
 
 pytestmark = pytest.mark.gpu
 

@@ -2,8 +2,9 @@ import pytest
 import torch
 from cmlora_fast import ops
 from cmlora_fast.ops import reference
-from op_checks import assert_as_good, with_serial_pool
 from torch.library import opcheck
+
+from ..support.op_checks import assert_as_good, with_serial_pool
 
 SHAPES = [  # rows, tokens, C, groups
     (2, 64, 64, 32),  # a small block

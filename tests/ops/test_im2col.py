@@ -5,8 +5,9 @@ import torch
 from cmlora_fast import ops
 from cmlora_fast.ops import reference
 from cmlora_fast.ops.im2col import col2im, im2col
-from op_checks import with_serial_pool
 from torch.library import opcheck
+
+from ..support.op_checks import with_serial_pool
 
 CASES = [  # image, kernel, stride, padding
     ((2, 4, 4, 6), [3, 3], [1, 1], [1, 1]),  # a resnet's convolution

@@ -5,8 +5,9 @@ import torch
 from cmlora_fast import _C, ops
 from cmlora_fast.ops import backends, reference
 from cmlora_fast.ops.lora_delta import PackedAdapters
-from op_checks import MIXES, RowTable, assert_as_good, with_serial_pool
 from torch.library import opcheck
+
+from ..support.op_checks import MIXES, RowTable, assert_as_good, with_serial_pool
 
 SHAPES = [  # tokens, K, N
     (1, 1, 1),  # the smallest

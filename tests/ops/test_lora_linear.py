@@ -4,8 +4,9 @@ import pytest
 import torch
 from cmlora_fast import ops
 from cmlora_fast.ops import reference
-from op_checks import MIXES, assert_as_good
 from torch.library import opcheck
+
+from ..support.op_checks import MIXES, assert_as_good
 
 
 def make_inputs(mix, dtype=torch.float32):

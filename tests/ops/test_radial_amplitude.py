@@ -5,8 +5,9 @@ import pytest
 import torch
 from cmlora_fast import ops
 from cmlora_fast.ops import reference
-from op_checks import assert_as_good, with_serial_pool
 from torch.library import opcheck
+
+from ..support.op_checks import assert_as_good, with_serial_pool
 
 SIZES = [  # H, W
     (1, 1),  # the smallest

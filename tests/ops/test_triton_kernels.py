@@ -7,7 +7,8 @@ import pytest
 import torch
 from cmlora_fast import ops
 from cmlora_fast.ops import reference
-from op_checks import MIXES, RowTable, assert_as_good
+
+from ..support.op_checks import MIXES, RowTable, assert_as_good
 
 pytest.importorskip("triton")
 from cmlora_fast.triton_kernels import tuning

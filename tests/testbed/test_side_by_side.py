@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 from cmlora_fast import testbed
-from cmlora_fast.testbed import side_by_side
+from cmlora_fast.testbed.training import side_by_side
 from PIL import Image
 from transformers import CLIPTokenizer
 

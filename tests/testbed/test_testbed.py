@@ -7,14 +7,14 @@ import pytest
 import torch
 from cmlora_fast import testbed
 from cmlora_fast.testbed.concepts import BY_KEY
-from cmlora_fast.testbed.evaluate import (
+from cmlora_fast.testbed.load import DATA
+from cmlora_fast.testbed.training.evaluate import (
     CHOICE_SEEDS,
     SEEDS,
     STEPS,
     generate,
     passes,
 )
-from cmlora_fast.testbed.load import DATA
 from safetensors import safe_open
 
 MAX_BYTES = 45_000_000  # the package data may not grow beyond this

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from .. import ops
-from .peft import AdaptedLayer, fingerprint
+from ..ops.tensors import fingerprint
+from .peft import AdaptedLayer
 from .slab import pack
 
 __all__ = ["FoldCache", "FoldSlot", "fold_key"]

@@ -12,7 +12,7 @@ from peft.tuners.lora import layer as peft_lora
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
-__all__ = ["AdaptedLayer", "LayerAdapter", "LoadedAdapters", "fingerprint", "read_adapters"]
+__all__ = ["AdaptedLayer", "LayerAdapter", "LoadedAdapters", "read_adapters"]
 
 
 @dataclass(frozen=True)
@@ -60,18 +60,6 @@ class LoadedAdapters:
 
 def _scaled(adapter: LayerAdapter, factor: float) -> LayerAdapter:
     return replace(adapter, scaling=adapter.scaling * factor)
-
-
-def fingerprint(*tensors: Tensor) -> tuple:
-    """Changes whenever a tensor's identity, storage, dtype, device or version does.
-
-    Only comparable while the tensors are alive: whoever keeps a fingerprint keeps the tensors.
-    """
-    return tuple((id(t), t.data_ptr(), _version(t), t.dtype, t.device) for t in tensors)
-
-
-def _version(tensor: Tensor) -> int:
-    return 0 if tensor.is_inference() else tensor._version
 
 
 def read_adapters(model: nn.Module) -> LoadedAdapters:

@@ -9,17 +9,10 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from ..ops.tensors import upload
 from .peft import AdaptedLayer
 
-__all__ = ["Slab", "pack", "upload"]
-
-
-def upload(values: Sequence[float], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """A tensor of these values; the host does not wait until they have arrived."""
-    made = torch.tensor(list(values), dtype=dtype)
-    if device.type == "cuda":
-        made = made.pin_memory()
-    return made.to(device, non_blocking=True)
+__all__ = ["Slab", "pack"]
 
 
 @dataclass(frozen=True)

@@ -10,11 +10,12 @@ import psutil
 import torch
 from torch import Tensor, nn
 
+from ..ops.tensors import fingerprint
+from .delta import DeltaLayer
 from .fold_cache import FoldCache, FoldSlot
 from .folded import FoldedLayer
-from .peft import AdaptedLayer, LoadedAdapters, fingerprint
+from .peft import AdaptedLayer, LoadedAdapters
 from .stacked import FoldStacks, StackedLayer
-from .unfolded import DeltaLayer
 
 __all__ = ["WeightReport", "WeightStore"]
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from cmlora_fast import methods
-from cmlora_fast.clora_method import Concept
+from cmlora_fast.methods.clora import Concept
 
 from .errors import CliError
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from .. import _C
-from ..validation import is_real
+from .tensors import is_real
 
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # order of csrc/common/dtype.h
 

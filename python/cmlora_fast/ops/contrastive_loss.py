@@ -4,11 +4,11 @@ import torch
 from torch import Tensor
 
 from .. import _C
-from ..validation import is_real
 from . import clora_reference as reference
 from ._check import check_floats, check_table, shape_error
 from ._register import register
 from .backends import launch, pick
+from .tensors import is_real
 
 
 def _fake(maps, index, labels, temperature=0.5):

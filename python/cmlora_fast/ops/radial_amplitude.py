@@ -6,11 +6,11 @@ import torch
 from torch import Tensor
 
 from .. import _C
-from ..validation import is_real
 from . import reference
 from ._check import DTYPES, check_floats, last_contiguous, shape_error
 from ._register import register
 from .backends import launch, pick
+from .tensors import is_real
 
 # Largest prime factor of a side that the CPU kernel takes: it sums over a factor p in p² steps,
 # which torch's library beats from here on.

@@ -11,9 +11,10 @@ from torch import Tensor, nn
 
 from .. import ops
 from ..adapters import LoadedAdapters, WeightStore
+from ..ops.tensors import plain_tensors
 from .cache import FeatureCache
 from .forward import Denoiser, Shared
-from .graphs import StepGraphs, plain_tensors
+from .graphs import StepGraphs
 from .inputs import UNetInputs, text_key
 from .layers import LayerHooks, LayerState
 from .patches import frozen

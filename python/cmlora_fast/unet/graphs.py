@@ -10,7 +10,6 @@ from __future__ import annotations
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
-from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -24,7 +23,7 @@ from .inputs import UNetInputs
 from .replay import Outputs, Pass, Recorder, copy_into, shape_of
 from .rows import Chunk, DeepTable, StepRows
 
-__all__ = ["StepGraphs", "plain_tensors", "why_not_recorded"]
+__all__ = ["StepGraphs", "why_not_recorded"]
 
 MOST_PASSES = 12  # kept; CMLoRA and CLoRA need three per shape of the latents
 MOST_SHAPES = 4  # of feature caches; more of them, and everything is recorded anew
@@ -58,14 +57,6 @@ def why_not_recorded(unet: nn.Module, inputs: UNetInputs, max_rows: int | None) 
         ):
             return f"{name} reads text by {type(module.processor).__name__}"
     return None
-
-
-def plain_tensors() -> AbstractContextManager:
-    """Tensors made inside may be written to in any mode; ``torch.inference_mode`` makes others."""
-    stack = ExitStack()
-    stack.enter_context(torch.inference_mode(False))
-    stack.enter_context(torch.no_grad())
-    return stack
 
 
 @dataclass

@@ -12,7 +12,7 @@ import torch
 from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 
-from ..adapters.peft import fingerprint
+from ..ops.tensors import fingerprint
 from .rows import Chunk
 
 __all__ = ["UNetInputs", "read_call", "text_key"]

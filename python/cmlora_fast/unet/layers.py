@@ -12,7 +12,7 @@ from diffusers.models.attention_processor import Attention
 from torch import Tensor, nn
 
 from ..adapters import AdaptedLayer
-from .fast import fast_modules
+from .cpu_layers import fast_modules
 from .patches import Patches
 from .rows import Rows, rows_of
 from .tap import TapProcessor

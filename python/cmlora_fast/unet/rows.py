@@ -9,7 +9,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from ..adapters.slab import upload
+from ..ops.tensors import upload
 
 __all__ = ["Chunk", "DeepTable", "Rows", "StepRows", "expand_rows", "take_rows"]
 

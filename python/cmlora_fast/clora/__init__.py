@@ -1,0 +1,1 @@
+"""CLoRA's run: rows with prompts of their own, contrastive updates, masks from attention."""

@@ -1,0 +1,55 @@
+"""Given masks as tensors: which row's prediction draws which pixels of the latents."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..methods.regions import Region, Regions
+
+__all__ = ["pixel_shares", "row_masks", "subset_masks"]
+
+
+def _resized(region: Region, size: Sequence[int], device: torch.device) -> Tensor:
+    """(H, W) float32: means over the pixels that fall together, whatever the proportions."""
+    pixels = torch.frombuffer(bytearray(region.values), dtype=torch.float32)
+    pixels = pixels.view(1, 1, region.height, region.width)
+    return F.interpolate(pixels, size=tuple(size), mode="area")[0, 0].to(device)
+
+
+def subset_masks(
+    regions: Regions, subsets: Sequence[Sequence[str]], size: Sequence[int], device: torch.device
+) -> Tensor:
+    """(subsets, H, W): the region of each single adapter; 1 for subsets without one."""
+    masks = [
+        _resized(regions[s[0]], size, device)
+        if len(s) == 1 and s[0] in regions
+        else torch.ones(*size, device=device)
+        for s in subsets
+    ]
+    return torch.stack(masks)
+
+
+def row_masks(
+    regions: Regions, adapters: Sequence[str | None], size: Sequence[int], device: torch.device
+) -> Tensor:
+    """(J, H, W): the region of each row's adapter; row 0 also gets what they leave over."""
+    none = torch.zeros(*size, device=device)
+    masks = torch.stack(
+        [none if a is None else _resized(regions[a], size, device) for a in adapters]
+    )
+    masks[0] += (1 - masks.sum(0)).clamp(min=0)
+    return masks
+
+
+def pixel_shares(shares: Tensor, masks: Tensor) -> Tensor:
+    """Shares (J, B) of an image among masks (J, H, W) -> shares of its pixels (J, B, H, W).
+
+    ``s_j m_j / Σ_k s_k m_k``; what the masks leave of a pixel goes to all rows by their shares.
+    """
+    rest = (1 - masks.sum(0)).clamp(min=0)
+    weights = shares[:, :, None, None] * (masks + rest)[:, None]
+    return (weights / weights.sum(0)).contiguous()

@@ -1,0 +1,140 @@
+"""The hooks at a pipeline's border: its UNet, its scheduler and encode_prompt."""
+
+from __future__ import annotations
+
+import functools
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor
+
+from ..unet.patches import Patches
+
+__all__ = ["Border"]
+
+
+class Border:
+    """Calls ``owner`` where a pipeline starts a call, runs its UNet and steps its scheduler.
+
+    ``owner`` has ``start(encode)``, ``new_schedule()``, ``unet_call(plain, args, kwargs)``,
+    ``take_correction()`` and ``after_step(latents)``.
+    Every hook is an instance attribute and keeps the signature of what it shadows: pipelines ask
+    for it to find out whether a scheduler takes ``eta`` and ``generator``.
+    """
+
+    def __init__(self, pipe: Any, owner: Any):
+        self._pipe = weakref.ref(pipe)
+        self._owner = owner
+        self._patches, self._scheduler_patches = Patches(), Patches()
+        self.unet: Any = None
+        self.scheduler: Any = None
+
+    @property
+    def pipe(self) -> Any:
+        return self._pipe()
+
+    def attach(self) -> None:
+        """Hook the pipeline, its UNet and its scheduler as they are."""
+        pipe, unet = self.pipe, self.pipe.unet
+        self.unet = unet
+        # accelerate's offloading moves the weights and then calls _old_forward: hook beneath it.
+        name = "_old_forward" if "_old_forward" in unet.__dict__ else "forward"
+        forward = getattr(unet, name)
+        other = getattr(forward, "border", None)
+        if other is not None and other.pipe is not None:
+            raise RuntimeError(
+                "pipe: its UNet is enabled through another pipeline that shares it; "
+                "call disable on that one first"
+            )
+        hook = _shadow(forward, self._unet_forward)
+        hook.border = self
+        self._patches.set(unet, name, hook)
+        for name in ("encode_prompt", "_encode_prompt"):  # older pipelines have the second alone
+            if hasattr(pipe, name):
+                hook = _shadow(getattr(pipe, name), self._encode_prompt)
+                self._patches.set(pipe, name, hook)
+                break
+        self.follow_scheduler()
+
+    def detach(self) -> None:
+        """Leave everything as it was found."""
+        self._scheduler_patches.restore()
+        self._patches.restore()
+        self.unet = self.scheduler = None
+
+    def follow_scheduler(self) -> None:
+        """Hook the scheduler that the pipeline has by now; let go of the one it had."""
+        scheduler = getattr(self.pipe, "scheduler", None)
+        if scheduler is self.scheduler:
+            return
+        self._scheduler_patches.restore()
+        self.scheduler = scheduler
+        hooks = {"step": self._scheduler_step, "set_timesteps": self._set_timesteps}
+        for name, hook in hooks.items():
+            if hasattr(scheduler, name):
+                hook = _shadow(getattr(scheduler, name), hook)
+                self._scheduler_patches.set(scheduler, name, hook)
+
+    def timesteps(self) -> int:
+        """T: the pipeline's own count, which img2img shortens, or the scheduler's."""
+        steps = getattr(self.pipe, "_num_timesteps", None)
+        if steps is None:
+            timesteps = getattr(self.scheduler, "timesteps", None)
+            steps = 1 if timesteps is None else len(timesteps)
+        return max(1, int(steps))
+
+    def order(self) -> int:
+        """UNet evaluations per step of the scheduler."""
+        return max(1, getattr(self.scheduler, "order", 1))
+
+    def guided(self) -> bool:
+        """Whether classifier-free guidance is on by now; a callback may turn it off."""
+        return bool(getattr(self.pipe, "do_classifier_free_guidance", True))
+
+    def parts(self) -> int:
+        """Guidance parts of a UNet batch."""
+        return 2 if self.guided() else 1
+
+    # Whoever wrapped a hook of ours may call it after we have gone: it is transparent then.
+
+    def _unet_forward(self, original: Callable, *args, **kwargs):
+        if self.unet is None:
+            return original(*args, **kwargs)
+        return self._owner.unet_call(original, args, kwargs)
+
+    def _encode_prompt(self, original: Callable, *args, **kwargs):
+        if self.unet is None:
+            return original(*args, **kwargs)
+        return self._owner.start(functools.partial(original, *args, **kwargs))
+
+    def _set_timesteps(self, original: Callable, *args, **kwargs):
+        if self.unet is not None:
+            self._owner.new_schedule()
+        return original(*args, **kwargs)
+
+    def _scheduler_step(self, original: Callable, *args, **kwargs):
+        if self.unet is not None:
+            args, kwargs = self._corrected(args, kwargs)
+        result = original(*args, **kwargs)
+        latents = result[0] if isinstance(result, tuple) else result.prev_sample
+        if isinstance(latents, Tensor) and self.unet is not None:
+            self._owner.after_step(latents)
+        return result
+
+    def _corrected(self, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+        """The arguments with the owner's correction added to ``sample``, the third of them."""
+        correction = self._owner.take_correction()
+        if correction is None:
+            return args, kwargs
+        if "sample" in kwargs:
+            return args, {**kwargs, "sample": kwargs["sample"] + correction}
+        return (*args[:2], args[2] + correction, *args[3:]), kwargs
+
+
+def _shadow(original: Callable, replacement: Callable) -> Callable:
+    @functools.wraps(original)
+    def hook(*args, **kwargs):
+        return replacement(original, *args, **kwargs)
+
+    return hook

@@ -1,0 +1,21 @@
+"""Schedules as data: for each step who leads, whose deep part runs, with which weights.
+
+Pure Python: nothing here imports torch, diffusers or numpy.
+"""
+
+from .corrected import partition, plan, plan_rows
+from .refresh import refresh_steps, reuses
+from .stepplan import Choice, Measure, Plan, StepPlan, Walk
+
+__all__ = [
+    "Choice",
+    "Measure",
+    "Plan",
+    "StepPlan",
+    "Walk",
+    "partition",
+    "plan",
+    "plan_rows",
+    "refresh_steps",
+    "reuses",
+]

@@ -1,0 +1,98 @@
+"""Adapter kinds other than plain LoRA: computed rightly, or refused by name."""
+
+import re
+
+import cmlora_fast as cf
+import peft
+import pytest
+import torch
+
+from ..support import adapters, helpers
+from ..support.helpers import call, relative
+
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
+TARGETS = ["to_q", "to_v"]
+
+KINDS = [
+    ("DoRA", peft.LoraConfig(r=2, target_modules=TARGETS, use_dora=True)),
+    ("bias", peft.LoraConfig(r=2, target_modules=TARGETS, lora_bias=True)),
+    ("LoHa", peft.LoHaConfig(r=2, target_modules=TARGETS)),
+    ("LoKr", peft.LoKrConfig(r=2, target_modules=TARGETS)),
+    ("rslora|RSLoRA|rsLoRA", peft.LoraConfig(r=3, target_modules=TARGETS, use_rslora=True)),
+]
+
+
+def randomise(pipe, name):
+    draw = torch.Generator().manual_seed(0)
+    for key, parameter in pipe.unet.named_parameters():
+        if f".{name}" in key:
+            parameter.data.add_(torch.randn(parameter.shape, generator=draw) * 0.05)
+
+
+def right_or_refused(pipe, method, name):
+    """Equal to the plain pipeline, or a ValueError that names the kind; then as before."""
+    want = call(pipe, num_inference_steps=2)
+    try:
+        cf.enable(pipe, method)
+        got = call(pipe, num_inference_steps=2)
+    except ValueError as refusal:
+        assert re.search(f"(?i){name}", str(refusal)), refusal
+    else:
+        assert relative(got, want) < 1e-4
+    cf.disable(pipe)
+    assert torch.equal(call(pipe, num_inference_steps=2), want)
+
+
+@pytest.mark.parametrize(("name", "config"), KINDS, ids=lambda value: str(value)[:12])
+@pytest.mark.parametrize("method", [None, "composite"])  # one adapter: the same image
+def test_kind(name, config, method):
+    pipe = helpers.pipeline("sd", "dummy")
+    pipe.unet.add_adapter(config, adapter_name="strange")
+    pipe.unet.set_adapter("strange")
+    plain = call(pipe, num_inference_steps=2)
+    randomise(pipe, "strange")
+    assert relative(call(pipe, num_inference_steps=2), plain) > 1e-4
+    right_or_refused(pipe, method, name)
+
+
+@pytest.mark.parametrize("method", [None, "composite"])
+def test_fused_weights(method):
+    """Fused, the base weight is no longer the base: one adapter or the image of both."""
+    pipe = adapters.fresh(["character_1"])
+    pipe.fuse_lora()
+    right_or_refused(pipe, method, "fuse")
+
+
+def test_fused_while_enabled():
+    """The next call refuses or is right; the fused weights survive ``disable``."""
+    pipe, plain = (adapters.fresh(["character_1", "style_1"]) for _ in range(2))
+    plain.fuse_lora(adapter_names=["character_1"])
+    want = call(plain, num_inference_steps=2)
+    cf.enable(pipe)
+    call(pipe, num_inference_steps=2)
+    pipe.fuse_lora(adapter_names=["character_1"])
+    try:
+        assert relative(call(pipe, num_inference_steps=2), want) < 1e-4
+    except ValueError as refusal:
+        assert "fuse" in str(refusal)
+    cf.disable(pipe)
+    assert torch.equal(call(pipe, num_inference_steps=2), want)
+
+
+def test_unfused_again():
+    pipe = adapters.fresh(["character_1", "style_1"])
+    pipe.fuse_lora()
+    pipe.unfuse_lora()
+    want = call(pipe, num_inference_steps=2)
+    with cf.accelerate(pipe):
+        assert relative(call(pipe, num_inference_steps=2), want) < 1e-4
+
+
+def test_strange_but_inactive():
+    """A kind that we do not compute is no obstacle while it is not active."""
+    pipe = adapters.fresh(["character_1"])
+    pipe.unet.add_adapter(KINDS[0][1], adapter_name="strange")
+    pipe.set_adapters("character_1")
+    want = call(pipe, num_inference_steps=2)
+    with cf.accelerate(pipe, "composite"):
+        assert relative(call(pipe, num_inference_steps=2), want) < 1e-4
