@@ -6,7 +6,7 @@ import cmlora_fast as cf
 import pytest
 import torch
 from cmlora_fast import ops
-from cmlora_fast.adapters import read_adapters, weights
+from cmlora_fast.adapters import Execution, read_adapters, weights
 from cmlora_fast.adapters.weights import WeightStore
 from cmlora_fast.frontdoor import _engine_of
 
@@ -38,7 +38,7 @@ def folds(monkeypatch):
 
 
 def prepare(store, pipe, subsets, mode="auto"):
-    return store.prepare(read_adapters(pipe.unet), subsets, 1.0, mode)
+    return store.prepare(read_adapters(pipe.unet), subsets, 1.0, Execution(weights=mode))
 
 
 def layers(pipe):

@@ -1,6 +1,7 @@
 """What is loaded in a model, and the weights that its layers run with."""
 
+from .execution import Execution
 from .peft import AdaptedLayer, LoadedAdapters, read_adapters
 from .weights import WeightStore
 
-__all__ = ["AdaptedLayer", "LoadedAdapters", "WeightStore", "read_adapters"]
+__all__ = ["AdaptedLayer", "Execution", "LoadedAdapters", "WeightStore", "read_adapters"]

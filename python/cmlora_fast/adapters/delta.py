@@ -12,6 +12,7 @@ from torch.autograd.function import once_differentiable
 from .. import ops
 from ..ops.lora_delta import PackedAdapters
 from ..ops.products import fast_on_cpu, is_pointwise, linear, product, takes_product
+from .folded import widened
 from .peft import AdaptedLayer
 from .slab import pack
 
@@ -57,8 +58,7 @@ class DeltaLayer:
 
     def __call__(self, x: Tensor, rows) -> Tensor:
         """x: (rows, tokens, K), (rows, K) or (rows, C, H, W) -> the layer's output."""
-        if x.shape[0] == 1 and rows.count > 1:
-            x = x.expand(rows.count, *x.shape[1:])
+        x = widened(x, rows)
         if not self._convolves:
             return self._linear(x, rows)
         if self._pointwise and not self._static and fast_on_cpu(x):

@@ -9,41 +9,55 @@ from torch import Tensor, nn
 
 from ..ops.products import conv2d, linear, linear_
 
-__all__ = ["FoldedLayer", "writes_in_place"]
+__all__ = ["FoldedLayer", "widened"]
+
+# From so many samples and tokens on, a product per subset with the bias inside costs less than one
+# strided batch that needs the bias spread over its output first. From rooflines, not measured.
+SINGLE_TOKENS = 1024
+
+Segments = Sequence[tuple[Tensor, int, int]]
 
 
 class FoldedLayer:
-    """One weight per subset of a Linear or Conv2d layer; rows run with the weight of theirs."""
+    """One weight per subset of a Linear or Conv2d layer; rows run with the weight of theirs.
 
-    def __init__(self, base: nn.Module, weights: Sequence[Tensor]):
+    ``weights``: one each, which may be the same; or a stack [S, N, K...], for a device that finds
+    its subsets there by itself.
+    """
+
+    def __init__(self, base: nn.Module, weights: Sequence[Tensor] | Tensor):
         self.base = base
+        self.stack = weights if isinstance(weights, Tensor) else None
         self.weights = tuple(weights)
 
     @property
     def apart(self) -> bool:
-        """Whether every subset has a weight of its own."""
-        return len({id(weight) for weight in self.weights}) == len(self.weights)
+        """Whether every subset has a weight of its own, which is not part of a stack."""
+        own = len({id(weight) for weight in self.weights}) == len(self.weights)
+        return own and self.stack is None
+
+    @property
+    def memory(self) -> tuple[Tensor, ...]:
+        """What a replayed step reads."""
+        return (self.stack,)
 
     def __call__(self, x: Tensor, rows) -> Tensor:
         """x: (rows, tokens, K), (rows, K) or (rows, C, H, W) -> the layer's output."""
-        if x.shape[0] == 1 and rows.count > 1:
-            x = x.expand(rows.count, *x.shape[1:])
-        segments = self._merged(rows.segments)
+        x, stack, weights = widened(x, rows), self.stack, self.weights
+        if rows.subsets is not None:
+            stack = self.stack.index_select(0, rows.subsets)
+            weights = tuple(stack)
+        segments = _merged(weights, rows.segments)
         if len(segments) == 1:
             return self._run(x, segments[0][0])
-        if isinstance(self.base, nn.Linear) and writes_in_place(x, self.weights[0]):
-            return self._linear_into(x, segments)
-        return torch.cat([self._run(x[start:stop], w) for w, start, stop in segments])
-
-    def _merged(self, segments) -> list[tuple[Tensor, int, int]]:
-        """(weight, start, stop), with neighbours that share a weight joined."""
-        merged: list[tuple[Tensor, int, int]] = []
-        for subset, start, stop in segments:
-            weight = self.weights[subset]
-            if merged and merged[-1][0] is weight:
-                start = merged.pop()[1]
-            merged.append((weight, start, stop))
-        return merged
+        if not (isinstance(self.base, nn.Linear) and _writes_in_place(x, segments[0][0])):
+            return torch.cat([self._run(x[start:stop], w) for w, start, stop in segments])
+        x = x.contiguous()
+        y = x.new_empty(*x.shape[:-1], self.base.out_features)
+        if stack is None or not self._as_a_batch(y, x, stack, rows.segments):
+            for weight, start, stop in segments:
+                linear_(y[start:stop], x[start:stop], weight, self.base.bias)
+        return y
 
     def _run(self, x: Tensor, weight: Tensor) -> Tensor:
         base = self.base
@@ -51,16 +65,43 @@ class FoldedLayer:
             return linear(x, weight, base.bias)
         return conv2d(x, weight, base)
 
-    def _linear_into(self, x: Tensor, segments: list[tuple[Tensor, int, int]]) -> Tensor:
-        """One product per segment, each written into its slice of the output."""
-        x = x.contiguous()
-        y = x.new_empty(*x.shape[:-1], self.base.out_features)
-        for weight, start, stop in segments:
-            linear_(y[start:stop], x[start:stop], weight, self.base.bias)
-        return y
+    def _as_a_batch(self, y: Tensor, x: Tensor, stack: Tensor, segments) -> bool:
+        """One strided product into ``y``, for equally long segments of consecutive subsets."""
+        first, _, length = segments[0]
+        alike = all(
+            (subset, stop - start) == (first + i, length)
+            for i, (subset, start, stop) in enumerate(segments)
+        )
+        few = length * y[0].numel() < SINGLE_TOKENS * y.shape[-1]
+        if not alike or not (self.base.bias is None or few):
+            return False
+        count = len(segments)
+        source, target = (t.view(count, -1, t.shape[-1]) for t in (x, y))
+        chosen = stack[first : first + count].mT
+        if self.base.bias is None:
+            torch.bmm(source, chosen, out=target)
+        else:
+            torch.baddbmm(self.base.bias, source, chosen, out=target)
+        return True
 
 
-def writes_in_place(x: Tensor, weight: Tensor) -> bool:
+def widened(x: Tensor, rows) -> Tensor:
+    """A single sample, which broadcasts, once for every row."""
+    return x.expand(rows.count, *x.shape[1:]) if x.shape[0] == 1 and rows.count > 1 else x
+
+
+def _merged(weights: Sequence[Tensor], segments) -> Segments:
+    """(weight, start, stop), with neighbours that share a weight joined."""
+    merged: list[tuple[Tensor, int, int]] = []
+    for subset, start, stop in segments:
+        weight = weights[subset]
+        if merged and merged[-1][0] is weight:
+            start = merged.pop()[1]
+        merged.append((weight, start, stop))
+    return merged
+
+
+def _writes_in_place(x: Tensor, weight: Tensor) -> bool:
     """Writing into a slice passes autograd and autocast by."""
     return x.dtype == weight.dtype and not (
         torch.is_grad_enabled() or torch.is_autocast_enabled(x.device.type)

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 from ..ops.tensors import fingerprint
 from .delta import DeltaLayer
-from .fold_cache import FoldCache, FoldSlot
+from .execution import Execution
 from .folded import FoldedLayer
+from .folds import Folds, FoldSlot
 from .peft import AdaptedLayer, LoadedAdapters
-from .stacked import FoldStacks, StackedLayer
 
 __all__ = ["WeightReport", "WeightStore"]
 
@@ -24,7 +24,7 @@ __all__ = ["WeightReport", "WeightStore"]
 MEMORY_SHARE = 0.5
 
 Subset = tuple[str, ...]
-LayerWeights = FoldedLayer | StackedLayer | DeltaLayer
+LayerWeights = FoldedLayer | DeltaLayer
 
 
 @dataclass(frozen=True)
@@ -55,8 +55,7 @@ class WeightStore:
     """Folded or slab weights per layer, kept across calls and revalidated at each."""
 
     def __init__(self) -> None:
-        self._folds = FoldCache()
-        self._stacks = FoldStacks()
+        self._folds = Folds()
         self._deltas: dict[str, _Delta] = {}
         self.report = WeightReport("base", "no adapter is active", 0)
 
@@ -65,9 +64,7 @@ class WeightStore:
         adapters: LoadedAdapters,
         subsets: Sequence[Subset],
         scale: float,
-        mode: str,
-        static: bool = False,
-        gradients: bool = False,
+        execution: Execution,
     ) -> dict[str, LayerWeights]:
         """Weights by layer name for rows that carry one of ``subsets``.
 
@@ -75,27 +72,20 @@ class WeightStore:
             adapters: What ``read_adapters`` found.
             subsets: Distinct adapter subsets of the run; rows refer to them by position.
             scale: Multiplies every adapter (``cross_attention_kwargs["scale"]``).
-            mode: "auto", "fold" or "delta".
-            static: Keep folds in memory of their own per layer, where others replace them, so
-                that a step can be replayed.
-            gradients: Gradients will be taken through rows of all subsets at once.
+            execution: How the run executes; a static one has its folds stacked.
         """
-        started = time.perf_counter()
+        started, static = time.perf_counter(), execution.static
         layers = [layer for layer in adapters.layers if any(_members(layer, s) for s in subsets)]
         need = _fold_bytes(layers, subsets)
-        fold, limit, reason = self._policy(
-            layers, sum(need.values()), len(subsets), mode, gradients
-        )
-        apart = fold and not static
-        self._folds.make_room(need if apart else {}, limit if apart else 0, adapters.loaded)
-        self._stacks.keep_only({x.name for x in layers if fold and static and _foldable(x)})
-        deltas = self._deltas
-        self._deltas = {}
+        fold, limit, reason = self._policy(layers, sum(need.values()), len(subsets), execution)
+        wanted = {} if not fold else _stack_bytes(layers, len(subsets)) if static else need
+        self._folds.make_room(wanted, limit if fold and not static else 0, adapters.loaded)
+        deltas, self._deltas = self._deltas, {}
         weights: dict[str, LayerWeights] = {}
         for layer in layers:
             if fold and _foldable(layer):
-                make = self._stacked if static else self._folded
-                weights[layer.name] = make(layer, subsets, scale)
+                members = [_members(layer, subset) for subset in subsets]
+                weights[layer.name] = self._folds.layer(layer, members, scale, static)
             else:
                 delta = _delta(layer, subsets, scale, static, deltas.get(layer.name))
                 self._deltas[layer.name] = delta
@@ -106,45 +96,29 @@ class WeightStore:
     def clear(self) -> None:
         """Drop every weight that was built."""
         self._folds.clear()
-        self._stacks.keep_only(())
         self._deltas = {}
 
     def _policy(
-        self, layers: Sequence[AdaptedLayer], need: int, subsets: int, mode: str, gradients: bool
+        self, layers: Sequence[AdaptedLayer], need: int, subsets: int, execution: Execution
     ) -> tuple[bool, int, str]:
         """Whether to fold, how many bytes folds may take, and why."""
         if not layers:
             return False, 0, "no adapter is active"
         device = layers[0].base.weight.device
-        free = _free_bytes(device) + self._bytes_of_folds
+        free, mode = _free_bytes(device) + self._folds.bytes, execution.weights
         limit = int(MEMORY_SHARE * free)
         if mode != "auto":
             return mode == "fold", limit, f'weights="{mode}"'
-        if gradients and device.type == "cpu":
+        if execution.gradients and device.type == "cpu":
             return False, limit, "rows share one product, and gradients need the memory"
         sizes = f"{need / 2**20:.0f} MiB for {subsets} subset(s), limit {limit / 2**20:.0f} MiB"
         if need <= limit:
             return True, limit, f"folding costs nothing per step and fits: {sizes}"
         return False, limit, f"folded weights would not fit: {sizes} (half of the free memory)"
 
-    def _folded(self, layer: AdaptedLayer, subsets: Sequence[Subset], scale: float) -> FoldedLayer:
-        members = [_members(layer, subset) for subset in subsets]
-        base = layer.base.weight.detach()  # one object: rows that share a weight run together
-        return FoldedLayer(
-            layer.base, [self._folds.weight(layer, m, scale) if m else base for m in members]
-        )
-
-    def _stacked(self, layer: AdaptedLayer, subsets: Sequence[Subset], scale: float):
-        members = [_members(layer, subset) for subset in subsets]
-        return StackedLayer(layer.base, self._stacks.weights(layer, members, scale))
-
-    @property
-    def _bytes_of_folds(self) -> int:
-        return self._folds.bytes + self._stacks.bytes
-
     def _report(self, layers: int, reason: str, seconds: float) -> WeightReport:
         unfolded = len(self._deltas)
-        size = self._bytes_of_folds + sum(delta.weights.bytes for delta in self._deltas.values())
+        size = self._folds.bytes + sum(delta.weights.bytes for delta in self._deltas.values())
         if unfolded in (0, layers):
             mode = "base" if not layers else "delta" if unfolded else "fold"
             return WeightReport(mode, reason, size, seconds)
@@ -172,6 +146,16 @@ def _fold_bytes(layers: Sequence[AdaptedLayer], subsets: Sequence[Subset]) -> di
         if _foldable(layer)
         for members in (_members(layer, subset) for subset in subsets)
         if members
+    }
+
+
+def _stack_bytes(layers: Sequence[AdaptedLayer], subsets: int) -> dict[FoldSlot, int]:
+    """The same of folds in stacks: each subset has a place in every layer."""
+    return {
+        (layer.name, i): layer.base.weight.numel() * layer.base.weight.element_size()
+        for layer in layers
+        if _foldable(layer)
+        for i in range(subsets)
     }
 
 

@@ -46,10 +46,11 @@ def row_masks(
 
 
 def pixel_shares(shares: Tensor, masks: Tensor) -> Tensor:
-    """Shares (J, B) of an image among masks (J, H, W) -> shares of its pixels (J, B, H, W).
+    """Shares (J, B) among masks (J, H, W), or (J, B, H, W) -> shares of pixels (J, B, H, W).
 
     ``s_j m_j / Σ_k s_k m_k``; what the masks leave of a pixel goes to all rows by their shares.
     """
+    masks = masks[:, None] if masks.dim() == 3 else masks
     rest = (1 - masks.sum(0)).clamp(min=0)
-    weights = shares[:, :, None, None] * (masks + rest)[:, None]
+    weights = shares[:, :, None, None] * (masks + rest)
     return (weights / weights.sum(0)).contiguous()

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .. import ops
-from .rows import Chunk
+from .rows import Rows, RowTable, pick
 from .topology import Cut
 
 __all__ = ["FeatureCache"]
@@ -18,10 +18,10 @@ __all__ = ["FeatureCache"]
 class FeatureCache:
     """Features of every row of a run, in a buffer that is the input of the resnet they enter.
 
-    ``buffer`` (rows, C_hidden + C_skip, h, w): the first channels are the cache, the skip fills
-    the rest at every step, so that nothing is gathered or concatenated. ``filled`` holds the rows
-    whose features are valid. ``buffers``, if any, outlives the run: a buffer of a known shape is
-    taken from there, for steps that are replayed on it.
+    ``buffer`` (slots, C_hidden + C_skip, h, w): the first channels are the cache, the skip fills
+    the rest at every step, so that nothing is gathered or concatenated where slots follow one
+    another as rows do. ``filled`` holds the slots whose features are valid. ``buffers``, if any,
+    outlives the run: a buffer of a known shape is taken from there, for steps that are replayed.
     """
 
     cut: Cut
@@ -36,22 +36,27 @@ class FeatureCache:
 
     @property
     def features(self) -> Tensor:
-        """(rows, C_hidden, h, w), a view."""
+        """(slots, C_hidden, h, w), a view."""
         return self.buffer[:, : self.hidden_channels]
 
-    def refresh(self, fresh: Tensor, skip_channels: int, chunk: Chunk) -> None:
-        """Keep ``fresh`` (deep rows, C_hidden, h, w) for the chunk's deep rows."""
+    def refresh(self, fresh: Tensor, skip_channels: int, deep: Rows) -> None:
+        """Keep ``fresh`` (rows, C_hidden, h, w) for the rows ``deep``."""
         if self.buffer is None:
             self.hidden_channels = fresh.shape[1]
             channels = fresh.shape[1] + skip_channels
-            shape = (chunk.total, channels, *fresh.shape[2:])
+            shape = (deep.table.slots, channels, *fresh.shape[2:])
             self.buffer = self._buffer(shape, fresh)
         layout = _layout(self.buffer)
         cache, fresh = self.features, fresh.contiguous(memory_format=layout)
         if layout is torch.channels_last:  # the op wants the dense dimension last
             cache, fresh = (tensor.permute(0, 2, 3, 1) for tensor in (cache, fresh))
-        ops.cache_refresh_(cache, fresh, chunk.deep_index)
-        self.filled.update(chunk.deep_rows)
+        ops.cache_refresh_(cache, fresh, deep.slots)
+        self.fill(deep.table)
+
+    def fill(self, deep: RowTable) -> None:
+        """Features of these rows are valid from now on; those that the device chose were before."""
+        if deep.memory is None:
+            self.filled.update(deep.slot)
 
     def _buffer(self, shape: tuple[int, ...], like: Tensor) -> Tensor:
         layout = _layout(like)
@@ -63,9 +68,9 @@ class FeatureCache:
                 self.buffers[key] = kept
         return kept
 
-    def joined(self, chunk: Chunk, skip: Tensor) -> Tensor:
-        """(count, C_hidden + C_skip, h, w): the features of the chunk's rows beside ``skip``."""
-        target = self.buffer[chunk.start : chunk.stop]
+    def joined(self, rows: Rows, skip: Tensor) -> Tensor:
+        """(count, C_hidden + C_skip, h, w): the features of ``rows`` beside ``skip``."""
+        target = pick(self.buffer, rows.table.slot)
         target[:, self.hidden_channels :] = skip
         return target
 

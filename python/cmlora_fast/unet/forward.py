@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 
@@ -13,7 +13,7 @@ from ..ops.products import fast_on_cpu
 from .cache import FeatureCache
 from .inputs import UNetInputs
 from .layers import LayerState
-from .rows import Chunk, Rows
+from .rows import Rows
 from .topology import Atom, Topology, Unit
 
 __all__ = ["Denoiser", "Shared"]
@@ -78,8 +78,8 @@ class Denoiser:
     def shared(self, inputs: UNetInputs, cache: FeatureCache | None) -> Shared:
         """What all rows of a step have in common, computed once per incoming sample."""
         start = self._unshared(inputs)
-        rows = Rows.of_batch(inputs.batch, inputs.text)
-        flow = _Flow(self.state, inputs, None, rows, start.hidden, start.embedding)
+        rows = Rows.of_batch(inputs.text, inputs.text_rows)
+        flow = _Flow(self.state, inputs, rows, start.hidden, start.embedding)
         atoms = min(self.prefix, self._stop(cache))
         alike = flow.down(self.topology.down[:atoms], start.alike)
         return Shared(flow.hidden, start.embedding, tuple(flow.skips), atoms, alike)
@@ -102,38 +102,38 @@ class Denoiser:
     def __call__(
         self,
         inputs: UNetInputs,
-        chunk: Chunk,
+        rows: Rows,
         cache: FeatureCache | None,
         shared: Shared | None = None,
     ) -> Tensor:
-        """Predictions (count, C, H, W) of the rows of ``chunk``.
+        """Predictions (count, C, H, W) of ``rows``.
 
-        With a cache, only the chunk's deep rows run the deep part, and what it gives goes to the
-        cache; every row runs the shallow part from there. Without, every row runs the whole UNet.
+        With a cache, only the deep ones run the deep part, and what it gives goes to the cache;
+        every row runs the shallow part from there. Without, every row runs the whole UNet.
         """
         down, up = self.topology.down, self.topology.up
-        flow = self._begin(inputs, chunk, cache, shared)
+        flow = self._begin(inputs, rows, cache, shared)
         if cache is None:
             flow.middle(self.unet.mid_block)
             flow.up(up)
         else:
-            if chunk.deep_count:
+            if len(rows.table.deep):
                 deep = flow.deep()
                 deep.down(down[self._stop(cache) :])
                 deep.middle(self.unet.mid_block)
                 deep.up(up[: cache.cut.up])
-                cache.refresh(deep.hidden, flow.skips[-1].shape[1], chunk)
-            flow.hidden = cache.joined(chunk, flow.pop_skip())
+                cache.refresh(deep.hidden, flow.skips[-1].shape[1], rows.deep)
+            flow.hidden = cache.joined(rows, flow.pop_skip())
             flow.up(up[cache.cut.up :], joined=True)
         return self._finish(flow.hidden)
 
-    def tapped(self, inputs: UNetInputs, chunk: Chunk, stop: int, whole: bool) -> Tensor | None:
+    def tapped(self, inputs: UNetInputs, rows: Rows, stop: int, whole: bool) -> Tensor | None:
         """As a call without cache, up to and including up unit ``stop``.
 
         ``whole`` False ends there; True goes on without a graph and returns the predictions.
         """
         up = self.topology.up
-        flow = self._begin(inputs, chunk, None, None)
+        flow = self._begin(inputs, rows, None, None)
         flow.middle(self.unet.mid_block)
         if stop >= 0:
             last = up[stop] if whole else replace(up[stop], resample=None)
@@ -147,18 +147,19 @@ class Denoiser:
             return self._finish(flow.hidden)
 
     def _begin(
-        self, inputs: UNetInputs, chunk: Chunk, cache: FeatureCache | None, shared: Shared | None
+        self, inputs: UNetInputs, rows: Rows, cache: FeatureCache | None, shared: Shared | None
     ) -> _Flow:
         """The way down as far as every row runs it."""
         if shared is None:
-            shared = self.shared(inputs, cache) if chunk.whole else self._unshared(inputs)
+            shared = self.shared(inputs, cache) if rows.table.whole else self._unshared(inputs)
         embedding = shared.embedding
         if embedding is None:
-            self.state.rows = chunk.rows
-            embedding = inputs.of_chunk(chunk).time_embedding(self.unet)
-        hidden, *skips = (chunk.spread(value) for value in (shared.hidden, *shared.skips))
-        embedding = chunk.spread(embedding)
-        flow = _Flow(self.state, inputs, chunk, chunk.rows, hidden, embedding, skips)
+            self.state.rows = rows
+            embedding = inputs.of_rows(rows).time_embedding(self.unet)
+        else:
+            embedding = rows.spread(embedding, inputs.batch)
+        hidden, *skips = rows.spread([shared.hidden, *shared.skips], inputs.batch)
+        flow = _Flow(self.state, inputs, rows, hidden, embedding, skips)
         flow.down(self.topology.down[shared.atoms : self._stop(cache)], shared.alike)
         return flow
 
@@ -173,37 +174,26 @@ class Denoiser:
 class _Flow:
     """A pass through the UNet: hidden states, skips not yet taken, and the rows they belong to.
 
-    ``spread`` brings a tensor of the incoming batch to this flow's rows; ``above`` are the skips
-    of the flow that this one forked from.
+    ``above`` are the skips of the flow that this one forked from.
     """
 
     state: LayerState
     inputs: UNetInputs
-    chunk: Chunk | None
     rows: Rows
     hidden: Tensor
     embedding: Tensor
     skips: list[Tensor] = field(default_factory=list)
     above: tuple[Tensor, ...] = ()
-    spread: Callable[[Tensor], Tensor] | None = None
 
-    def __post_init__(self) -> None:
-        if self.spread is None and self.chunk is not None:
-            self.spread = self.chunk.spread
+    def spread(self, value: Tensor) -> Tensor:
+        """A tensor of the incoming batch, for the rows of this flow."""
+        return self.rows.spread(value, self.inputs.batch)
 
     def deep(self) -> _Flow:
         """A fork over the deep rows alone."""
-        chunk = self.chunk
-        return _Flow(
-            self.state,
-            self.inputs,
-            chunk,
-            chunk.deep,
-            chunk.take_deep(self.hidden),
-            chunk.take_deep(self.embedding),
-            above=tuple(self.skips),
-            spread=lambda value: chunk.take_deep(chunk.spread(value)),
-        )
+        rows, above = self.rows, tuple(self.skips)
+        hidden, embedding = rows.take_deep([self.hidden, self.embedding])
+        return _Flow(self.state, self.inputs, rows.deep, hidden, embedding, above=above)
 
     def down(self, atoms: Sequence[Atom], alike: int | None = None) -> int | None:
         """``alike`` as in ``Shared``, before these atoms and, returned, behind them."""

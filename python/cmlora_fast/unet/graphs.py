@@ -17,19 +17,18 @@ import torch
 from diffusers.models.attention_processor import Attention, AttnProcessor, AttnProcessor2_0
 from torch import Tensor, nn
 
+from ..adapters import Execution
 from .cache import FeatureCache
 from .forward import Denoiser
 from .inputs import UNetInputs
 from .replay import Outputs, Pass, Recorder, copy_into, shape_of
-from .rows import Chunk, DeepTable, StepRows
+from .rows import Rows, RowTable
 
 __all__ = ["StepGraphs", "why_not_recorded"]
 
 MOST_PASSES = 12  # kept; CMLoRA and CLoRA need three per shape of the latents
 MOST_SHAPES = 4  # of feature caches; more of them, and everything is recorded anew
 PLAIN = (AttnProcessor, AttnProcessor2_0)  # read text by its keys and values alone
-
-Blend = Callable[[Tensor, Tensor | None], Tensor]
 
 
 def why_not_recorded(unet: nn.Module, inputs: UNetInputs, max_rows: int | None) -> str | None:
@@ -61,43 +60,42 @@ def why_not_recorded(unet: nn.Module, inputs: UNetInputs, max_rows: int | None) 
 
 @dataclass
 class _Step:
-    """A step of one kind: predictions of its rows, summed by shares; all but ``rows`` stays.
+    """A step of one kind: predictions of its rows, summed by shares; all but the inputs stays.
 
     Args:
         denoiser: The UNet, in parts.
-        chunk: All rows of the step, whose deep ones a table of its own may list.
-        weights: Shares of its own, None for predictions as they are.
+        rows: All rows of the step, whose shares, and deep ones by the device, are of its own.
         cache: On memory that other steps share.
     """
 
     denoiser: Denoiser
-    chunk: Chunk
-    weights: Tensor | None
+    rows: Rows
     cache: FeatureCache | None
-    blend: Blend
 
     @classmethod
-    def of(cls, denoiser, inputs, rows: StepRows, weights, cache, blend) -> _Step:
-        if isinstance(rows.deep, DeepTable):
-            deep = DeepTable(rows.deep.table.clone(), rows.deep.samples, rows.deep.runs)
-            rows = replace(rows, deep=deep)
-        chunk = Chunk(rows, 0, rows.count, inputs.text, inputs.sample.device)
-        weights = None if weights is None else weights.clone()
+    def of(
+        cls, denoiser: Denoiser, rows: Rows, table: RowTable, cache: FeatureCache | None
+    ) -> _Step:
+        deep = table.deep
+        if isinstance(deep, RowTable):
+            deep = RowTable.of_memory(deep.memory.clone(), deep.sample, deep.runs)
+        share = None if table.share is None else table.share.clone()
         cache = None if cache is None else replace(cache, filled=set())
-        return cls(denoiser, chunk, weights, cache, blend)
+        return cls(denoiser, replace(rows, table=replace(table, deep=deep, share=share)), cache)
 
-    def load(self, rows: StepRows, weights: Tensor | None) -> None:
-        """Take over the tables of a call."""
-        if isinstance(rows.deep, DeepTable):
-            copy_into(self.chunk.step.deep.table, rows.deep.table)
-        copy_into(self.weights, weights)
+    def load(self, table: RowTable) -> None:
+        """Take over what a call's table says on the device."""
+        mine = self.rows.table
+        if isinstance(table.deep, RowTable):
+            copy_into(mine.deep.memory, table.deep.memory)
+        copy_into(mine.share, table.share)
 
     def __call__(self, inputs: UNetInputs) -> tuple[Tensor]:
         try:
-            noise = self.denoiser(inputs, self.chunk, self.cache)
+            noise = self.denoiser(inputs, self.rows, self.cache)
         finally:
             self.denoiser.state.rows = None
-        return (self.blend(noise, self.weights),)
+        return (self.rows.table.combined(noise),)
 
 
 class StepGraphs:
@@ -109,13 +107,12 @@ class StepGraphs:
 
     Args:
         device: The UNet's.
-        blend: Sum of predictions (rows, C, H, W) by shares, or as they are for None.
         text: Memory of the keys and values, see ``LayerState.text_memory``.
         features: Memory of the feature caches, see ``FeatureCache.buffers``.
     """
 
-    def __init__(self, device: torch.device, blend: Blend):
-        self._device, self._blend = device, blend
+    def __init__(self, device: torch.device):
+        self._device = device
         self._passes: OrderedDict[Hashable, Pass] = OrderedDict()
         self._for: tuple = ()
         self._kept: tuple = ()
@@ -127,18 +124,19 @@ class StepGraphs:
         self.recorded = self.replayed = 0
         self.seconds = 0.0
 
-    def begin(self, denoiser: Denoiser, unet: nn.Module, setting: Hashable, compiles: bool) -> None:
-        """A run begins; steps recorded with other weights, layers or ``setting`` go."""
+    def begin(self, denoiser: Denoiser, unet: nn.Module, execution: Execution) -> None:
+        """A run begins; steps recorded with other weights, layers or settings go."""
         layers = denoiser.state.weights
         tensors = [t for name, t in unet.named_parameters() if ".lora_" not in name]
         tensors += [t for layer in layers.values() for t in layer.memory]
-        kind = setting, compiles, tuple(layers), denoiser.prefix, denoiser.shares_embedding
+        kind = execution.recorded, execution.compiled, tuple(layers)
+        kind += denoiser.prefix, denoiser.shares_embedding
         now = kind, tuple((t.data_ptr(), t.shape, t.dtype) for t in tensors)
         if now != self._for or len(self.features) > MOST_SHAPES:
             self.clear()
             # Addresses are told apart while what lies there lives; layers hold tables of their own.
             self._for, self._kept = now, (tensors, dict(layers))
-            self._compiles = compiles
+            self._compiles = execution.compiled
         self.recorded = self.replayed = 0
         self.seconds = 0.0
 
@@ -162,21 +160,23 @@ class StepGraphs:
         self,
         denoiser: Denoiser,
         inputs: UNetInputs,
-        rows: StepRows,
-        weights: Tensor | None,
+        rows: Rows,
+        table: RowTable,
         cache: FeatureCache | None,
     ) -> Tensor:
-        """Predictions (batch, C, H, W); ``inputs`` has its text, whose keys and values are made."""
-        key = _key(rows, weights, cache), shape_of(inputs)
-        step = self._take(
-            key, inputs, lambda: _Step.of(denoiser, inputs, rows, weights, cache, self._blend)
-        )
-        step.function.load(rows, weights)
+        """Predictions (batch, C, H, W); ``inputs`` has its text, whose keys and values are made.
+
+        ``rows``: of a table of this one's key.
+        """
+        shares = None if table.share is None else table.share.shape
+        key = table.key, shares, None if cache is None else cache.cut, shape_of(inputs)
+        step = self._take(key, inputs, lambda: _Step.of(denoiser, rows, table, cache))
+        step.function.load(table)
         self._compute(step)
         if cache is not None:  # what the recorded code told the cache of its time
             own = step.function.cache
             cache.buffer, cache.hidden_channels = own.buffer, own.hidden_channels
-            cache.filled.update(step.function.chunk.deep_rows)
+            cache.fill(table.deep_rows)
         return step.outputs[0].clone()
 
     def call(
@@ -216,11 +216,3 @@ class StepGraphs:
         except RuntimeError as error:
             self.failure = f"{verb} failed: {error}".splitlines()[0]
         self.seconds += time.perf_counter() - started
-
-
-def _key(rows: StepRows, weights: Tensor | None, cache: FeatureCache | None) -> Hashable:
-    deep = rows.deep
-    if isinstance(deep, DeepTable):
-        deep = ("by table", deep.samples, deep.runs)
-    shares = None if weights is None else tuple(weights.shape)
-    return rows.groups, rows.batch, deep, shares, None if cache is None else cache.cut

@@ -13,7 +13,7 @@ from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 
 from ..ops.tensors import fingerprint
-from .rows import Chunk
+from .rows import Rows, take
 
 __all__ = ["UNetInputs", "read_call", "text_key"]
 
@@ -24,8 +24,9 @@ _SIGNATURE = inspect.signature(UNet2DConditionModel.forward)
 class UNetInputs:
     """Arguments of ``UNet2DConditionModel.forward``, each (batch, ...) unless it broadcasts.
 
-    ``text`` is what attention reads: the embeddings after the UNet's own projection of them.
-    ``pooled`` (rows of the step, D), where prompts differ by row, replaces the call's.
+    ``text`` is what attention reads: the embeddings after the UNet's own projection of them; those
+    of sample n are those of text ``text_rows[n]`` of the run. ``pooled`` (texts of the run, D),
+    where prompts differ by row, replaces the call's.
     ``scale`` is the ``scale`` of ``cross_attention_kwargs``, ``attention_kwargs`` the rest.
     """
 
@@ -44,6 +45,7 @@ class UNetInputs:
     odd_size: bool
     opaque: str | None
     arguments: dict[str, Any]
+    text_rows: tuple[int, ...] = ()
     pooled: Tensor | None = None
 
     @property
@@ -61,23 +63,13 @@ class UNetInputs:
                 return n
         return None
 
-    def with_text(self, text: Tensor | tuple, pooled: Tensor | None = None) -> UNetInputs:
-        return replace(self, text=text, pooled=pooled)
-
-    def of_chunk(self, chunk: Chunk) -> UNetInputs:
-        """What the time embedding is made of, per row of ``chunk``."""
-        change, added = chunk.spread, chunk.spread(self.added)
+    def of_rows(self, rows: Rows) -> UNetInputs:
+        """What the time embedding is made of, per row."""
+        read = ("sample", "timestep", "raw_text", "class_labels", "timestep_cond", "added")
+        made = {name: rows.spread(getattr(self, name), self.batch) for name in read}
         if self.pooled is not None:
-            added = {**added, "text_embeds": chunk.own(self.pooled)}
-        return replace(
-            self,
-            sample=change(self.sample),
-            timestep=change(self.timestep),
-            raw_text=change(self.raw_text),
-            class_labels=change(self.class_labels),
-            timestep_cond=change(self.timestep_cond),
-            added=added,
-        )
+            made["added"] |= {"text_embeds": take(self.pooled, rows.text_rows, len(self.pooled))}
+        return replace(self, **made)
 
     def time_embedding(self, unet: nn.Module) -> Tensor:
         """(batch, C), or (1, C) where it is the same for every sample."""

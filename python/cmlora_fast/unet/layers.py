@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ..adapters import AdaptedLayer
 from .cpu_layers import fast_modules
 from .patches import Patches
-from .rows import Rows, rows_of
+from .rows import Rows, pick
 from .tap import TapProcessor
 
 __all__ = ["LayerHooks", "LayerState"]
@@ -28,7 +28,7 @@ class LayerState:
         rows: The rows of the batch that is running.
         weights: Layer name -> callable(x, rows).
         hooked: Hooked layer -> its name; None for text keys and values that no adapter touches.
-        all_rows: One row per subset and incoming sample; text keys and values are made for these.
+        all_rows: One row per text of the run; text keys and values are made for these.
         text: Module -> keys or values of ``all_rows``.
         alike: To the module that runs next: rows that lie so far apart in one segment are the same
             until text is read.
@@ -198,4 +198,4 @@ def _text(module: nn.Module, compute, rows: Rows, state: LayerState) -> Tensor:
     if made is None:
         with torch.no_grad():
             made = state.keep_text(module, compute(everyone.text_tokens, everyone))
-    return made if rows is everyone else rows_of(made, rows.text_rows)
+    return made if rows is everyone else pick(made, rows.text_rows)

@@ -1,0 +1,179 @@
+"""Follows the plans of a run on the host, image by image, and fills its row tables."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from ..clora.masks import pixel_shares
+from ..schedule import Choice, Measure, Plan, Walk
+from ..unet.rows import RowTable
+
+__all__ = ["Chosen", "HostWalk"]
+
+# What an image does at a step, by which plan, and whether that is early.
+Chosen = tuple[Plan, Choice, bool | None]
+
+
+class HostWalk:
+    """The images of a call, each along its plan.
+
+    Args:
+        plans: One for all images, or one per image.
+        order: Evaluations per step of the scheduler, which share its choice.
+        keeps_batch: Samples of one subset run their deep part together or not at all.
+    """
+
+    def __init__(self, plans: Sequence[Plan], order: int, keeps_batch: bool = False):
+        self.plans, self.order, self.keeps_batch = tuple(plans), order, keeps_batch
+        self.subsets = tuple(dict.fromkeys(s for plan in plans for s in plan.subsets))
+        self.reuse = any(plan.reuse for plan in plans)
+        self._position = {subset: position for position, subset in enumerate(self.subsets)}
+        self._walks = [Walk(plan) for plan in plans]
+        self._readings: list[float] | None = None
+        self._chosen: tuple[int, tuple[Chosen, ...]] | None = None
+        self.forget()
+
+    @property
+    def measure(self) -> Measure | None:
+        """How the latents decide, where they do."""
+        return next((plan.measure for plan in self.plans if plan.measure is not None), None)
+
+    @property
+    def base_alone(self) -> bool:
+        return self.subsets == ((),)
+
+    def forget(self) -> None:
+        """Rows of another batch have other places."""
+        self._slots: dict[tuple[int, int], int] = {}
+        self._tables: dict[tuple, tuple[RowTable, list[tuple[int, int]]]] = {}
+        self._shares: dict[tuple, Tensor] = {}
+
+    def step(self, call: int) -> int:
+        """Plan step of a UNet call."""
+        return min(call // self.order, len(self.plans[0].steps) - 1)
+
+    def groups(self, call: int, plan: Plan) -> tuple[int, ...]:
+        """Subsets that an image along ``plan`` runs, by position among those of the run."""
+        own = plan.steps[self.step(call)].groups
+        return tuple(self._position[plan.subsets[group]] for group in own)
+
+    def pairs(self, batch: int, images: int) -> list[tuple[int, int]]:
+        """(subset, sample) of every row that the run may need, in order."""
+        plans = self._per_image(self.plans, images)
+        carried = [[self._position[s] for s in plan.subsets] for plan in plans]
+        return sorted({(s, n) for n in range(batch) for s in carried[n % images]})
+
+    def choose(self, call: int, images: int, cached: bool) -> tuple[Chosen, ...]:
+        """What every image does at a call; where features are ``cached``, a step's first
+        evaluation has refreshed them for the others."""
+        turn = call // self.order
+        first = self._chosen is None or self._chosen[0] != turn
+        if first:
+            readings = self._readings or [None] * len(self._walks)
+            pairs = zip(self._walks, readings, strict=True)
+            step = self.step(call)
+            self._chosen = turn, tuple((w.plan, *w.choose(step, r)) for w, r in pairs)
+        chosen = self._chosen[1]
+        if not first and call % self.order and cached:
+            chosen = tuple((plan, _without_refresh(c), early) for plan, c, early in chosen)
+        return self._per_image(chosen, images)
+
+    def _per_image(self, values: tuple, images: int) -> tuple:
+        """Further images go the way of the first, unless each has its plan."""
+        if len(values) == images:
+            return values
+        if len(self.plans) > 1:
+            raise ValueError(
+                f"adapter_names: expected a batch of {len(self.plans)} images, one per entry; "
+                f"got {images}"
+            )
+        return values[:1] * images
+
+    def table(
+        self, call: int, batch: int, chosen: Sequence[Chosen], filled: set[int] | None
+    ) -> tuple[RowTable, list[float]]:
+        """Rows of a call for ``batch`` samples, and the share of each.
+
+        ``filled``: slots whose cached features are valid; None where none are kept.
+        """
+        images = len(chosen)
+        groups = tuple(self.groups(call, plan) for plan, _, _ in chosen)
+        key = groups, batch
+        if key not in self._tables:
+            self._tables[key] = self._layout(groups, batch)
+        table, owners = self._tables[key]
+        choices = [choice for _, choice, _ in chosen]
+        deep = table.deep
+        if filled is not None:
+            wanted = [choice.refresh for choice in choices]
+            if self.keeps_batch:
+                wanted = [tuple(map(any, zip(*wanted, strict=True)))] * images
+            deep = tuple(
+                row
+                for row, (n, j) in enumerate(owners)
+                if wanted[n % images][j] or table.slot[row] not in filled
+            )
+        return replace(table, deep=deep), [choices[n % images].weights[j] for n, j in owners]
+
+    def _layout(
+        self, groups: Sequence[tuple[int, ...]], batch: int
+    ) -> tuple[RowTable, list[tuple[int, int]]]:
+        """The rows, all deep, in the order of their subsets; and (sample, j) of each."""
+        images = len(groups)
+        rows = sorted((s, n, j) for n in range(batch) for j, s in enumerate(groups[n % images]))
+        owners = [(n, j) for _, n, j in rows]
+        self._slots = self._slots or {owner: row for row, owner in enumerate(owners)}
+        text = {pair: place for place, pair in enumerate(self.pairs(batch, images))}
+        table = RowTable(
+            sample=tuple(n for _, n, _ in rows),
+            subset=tuple(s for s, _, _ in rows),
+            text=tuple(text[s, n] for s, n, _ in rows),
+            slot=tuple(self._slots[owner] for owner in owners),
+            slots=len(rows),
+            deep=tuple(range(len(rows))),
+        )
+        return table, owners
+
+    def weigh(
+        self, table: RowTable, of_row: Sequence[float], masks: Tensor | None, device: torch.device
+    ) -> RowTable:
+        """``table`` with its shares; ``masks`` (subsets, H, W), pixels that each subset draws."""
+        if len(table) == max(table.sample) + 1 and set(of_row) == {1.0}:
+            return table
+        key = table.subset, table.sample, tuple(of_row)
+        if key not in self._shares:
+            share = torch.tensor(table.shares(of_row), dtype=torch.float32, device=device)
+            if masks is not None:
+                lines = [[table.subset[row] for row in line] for line in table.by_sample]
+                real = torch.tensor(table.shares([1.0] * len(table)), device=device)
+                share = pixel_shares(share, masks[torch.tensor(lines)] * real[:, :, None, None])
+            self._shares[key] = share
+        return replace(table, share=self._shares[key])
+
+    def read(self, readings: list[float]) -> list[float]:
+        """Take the measure of every image after a step; those that decide are returned."""
+        measure = self.measure
+        if measure.first_image_only:
+            readings = readings[:1]
+        elif any(reading != reading for reading in readings):
+            warnings.warn(
+                "CMLoRA online: the high-frequency mean of the latents is NaN; the stage follows "
+                "stage_fraction instead",
+                stacklevel=2,
+            )
+        if len(self.plans) == 1:
+            while len(self._walks) < len(readings):  # each image by itself from here on
+                self._walks.append(self._walks[0].fork())
+            self._walks = self._walks[: len(readings)]
+        count = len(self._walks)
+        self._readings = readings if len(readings) == count else readings[:1] * count
+        return readings
+
+
+def _without_refresh(choice: Choice) -> Choice:
+    return replace(choice, refresh=(False,) * len(choice.refresh))

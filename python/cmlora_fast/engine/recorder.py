@@ -1,0 +1,112 @@
+"""Writes a call's summary: a record per UNet call, and the tensors that were asked for."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from .summary import StepRecord, Summary
+
+__all__ = ["BASE", "Recorder", "label", "summed"]
+
+BASE = "__base__"  # PEFT's name for a row without adapters
+
+Images = list[dict[str, Any]]  # the deciding fields of a record, per image
+
+
+class Recorder:
+    """Args:
+    summary: Filled as the run goes.
+    lazy: What the device knows is written by ``settle``, not at each step.
+    """
+
+    def __init__(self, summary: Summary, lazy: bool):
+        self.summary, self._lazy = summary, lazy
+        self._started = self._step_started = time.perf_counter()
+        self._pending: list[Callable[[], None]] = []
+        self._kept: dict[str, list[Any]] = {}
+
+    def note(self, rows: int, deep: int, timestep: Tensor | float, find: Callable[[], Images]):
+        """A UNet call begins. ``find`` gives the fields of its record, once they are known."""
+        record = StepRecord(
+            len(self.summary.steps), math.nan, full_rows=deep, shallow_rows=rows - deep
+        )
+        self.summary.steps.append(record)
+        self._step_started = time.perf_counter()
+        if isinstance(timestep, Tensor):
+            timestep = timestep.detach().flatten()[:1].clone()  # some pipelines write it again
+
+        def begin() -> Images:
+            images = find()
+            record.timestep = float(timestep)
+            record.per_image = [{} for _ in images] if len(images) > 1 else []
+            return images
+
+        self.add(begin)
+
+    def add(self, find: Callable[[], Images]) -> None:
+        """More fields of the newest record."""
+        record = self.summary.steps[-1] if self.summary.steps else None
+
+        def write() -> None:
+            images = find()
+            if record is None:
+                return
+            for name, value in images[0].items():
+                setattr(record, name, value)
+            for mine, found in zip(record.per_image, images, strict=False):
+                mine |= found
+
+        if self._lazy:
+            self._pending.append(write)
+        else:
+            write()
+
+    def end_step(self) -> None:
+        """The scheduler has answered."""
+        if self.summary.steps:
+            now = time.perf_counter()
+            self.summary.steps[-1].milliseconds = 1e3 * (now - self._step_started)
+            self.summary.seconds = now - self._started
+
+    def settle(self) -> None:
+        """Complete the records with what is known on the device; waits for it."""
+        while self._pending:
+            self._pending.pop(0)()
+
+    def keep(self, name: str, value: Any) -> None:
+        """A recorded tensor of this step, or those of its adapters by name."""
+        self._kept.setdefault(name, []).append(value)
+
+    def collect(self) -> None:
+        """Move what was recorded to the summary."""
+        for name, kept in self._kept.items():
+            if isinstance(kept[0], Tensor):
+                setattr(self.summary, name, torch.stack(kept))
+                continue
+            members = dict.fromkeys(member for step in kept for member in step)
+            each = {m: [step[m] for step in kept if m in step] for m in members}
+            setattr(self.summary, name, {m: _stacked(steps) for m, steps in each.items()})
+
+
+def _stacked(features: Sequence[Tensor]) -> Tensor:
+    """(T, batch, ...). NaN where a call had fewer rows, which are the last: guidance was off."""
+    return pad_sequence(features, True, float("nan"), padding_side="left")
+
+
+def label(subset: tuple[str, ...]) -> str:
+    return "+".join(subset) if subset else BASE
+
+
+def summed(names: Sequence[str], values: Sequence[float]) -> dict[str, float]:
+    """Name -> sum of its values: an adapter may have several rows."""
+    totals = dict.fromkeys(names, 0.0)
+    for name, value in zip(names, values, strict=True):
+        totals[name] += value
+    return totals
