@@ -22,7 +22,7 @@ from typing import Any
 import cmlora_fast as cf
 import torch
 from cmlora_fast.clora.tracked import Tracked
-from cmlora_fast.ops.clora_reference import attention_masks, contrastive_loss, mask_fuse_
+from cmlora_fast.ops.reference import attention_masks, combine_, contrastive_loss, mask_shares
 from torch import Tensor
 
 from .memory import peak_growth
@@ -148,7 +148,8 @@ class StraightforwardLoop:
                     noise, maps = self._rows(z, t)
             fused = torch.empty_like(z)
             with torch.no_grad():
-                mask_fuse_(fused, noise, self._masks(maps, z.shape[-2:]), GUIDANCE)
+                shares = mask_shares(self._masks(maps, z.shape[-2:]))
+                combine_(fused, noise, shares, GUIDANCE)
             z = self.scheduler.step(fused, t, z).prev_sample
         return z
 

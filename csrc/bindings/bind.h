@@ -1,7 +1,9 @@
 #pragma once
 
 #include <nanobind/nanobind.h>
+#include <nanobind/stl/array.h>
 
+#include <array>
 #include <cstdint>
 
 #include "ops/stream.h"
@@ -10,6 +12,10 @@
 // where one nb::ndarray costs four. The Python op has checked all of them, see ops/_check.py.
 
 namespace cmlora {
+
+// Sizes or strides, as shape and stride() of a tensor give them.
+template <size_t n>
+using Sizes = std::array<int64_t, n>;
 
 template <typename T>
 T* at(uintptr_t address) {

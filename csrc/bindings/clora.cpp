@@ -1,7 +1,6 @@
-#include "bindings/predictions.h"
+#include "bindings/bind.h"
 #include "ops/attention_tap.h"
 #include "ops/contrastive_loss.h"
-#include "ops/mask_fuse.h"
 
 namespace nb = nanobind;
 
@@ -51,7 +50,6 @@ ContrastiveLoss contrastive_loss_op(uintptr_t loss, uintptr_t gradient, uintptr_
 void bind_clora(nb::module_& m) {
   bind_cuda(m, "attention_tap", attention_tap_op, cuda::attention_tap);
   bind_cuda(m, "attention_tap_backward", attention_tap_op, cuda::attention_tap_backward);
-  bind_cuda(m, "mask_fuse", sum_of_predictions<MaskFuse, &MaskFuse::masks>, cuda::mask_fuse);
   bind_cuda(m, "contrastive_loss", contrastive_loss_op, cuda::contrastive_loss);
   nb::module_ gpu = m.attr("cuda");
   gpu.def("attention_tap_fits", cuda::attention_tap_fits);

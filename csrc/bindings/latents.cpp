@@ -1,7 +1,7 @@
 #include <stdexcept>
 #include <string>
 
-#include "bindings/predictions.h"
+#include "bindings/bind.h"
 #include "ops/cache_refresh.h"
 #include "ops/combine.h"
 #include "ops/decide.h"
@@ -74,6 +74,27 @@ CacheRefresh cache_refresh_op(uintptr_t cache, const Sizes<4>& shape, const Size
           element_size};
 }
 
+Combine combine_op(uintptr_t out, const Sizes<4>& out_strides, uintptr_t noise,
+                   const Sizes<6>& shape, const Sizes<6>& strides, uintptr_t weights,
+                   bool per_pixel, bool guided, float guidance_scale, int dtype) {
+  const auto [G, J, B, C, H, W] = shape;
+  return {at<void>(out),
+          at<void>(noise),
+          at<float>(weights),
+          G,
+          J,
+          B,
+          C,
+          H,
+          W,
+          {out_strides[0], out_strides[1], out_strides[2], out_strides[3]},
+          {strides[0], strides[1], strides[2], strides[3], strides[4]},
+          per_pixel,
+          guided,
+          guidance_scale,
+          DType(dtype)};
+}
+
 Decide decide_op(uintptr_t early, uintptr_t weights, uintptr_t deep, uintptr_t reading,
                  uintptr_t shares, uintptr_t places, const Sizes<4>& sizes, double threshold,
                  bool latch, bool nan_early) {
@@ -93,8 +114,7 @@ void bind_latents(nb::module_& m) {
     check_rows(at<int32_t>(rows), count, limit);
   });
   bind_op(m, "cache_refresh", cache_refresh_op, cpu::cache_refresh, cuda::cache_refresh);
-  bind_op(m, "combine", sum_of_predictions<Combine, &Combine::weights>, cpu::combine,
-          cuda::combine);
+  bind_op(m, "combine", combine_op, cpu::combine, cuda::combine);
 }
 
 }  // namespace cmlora

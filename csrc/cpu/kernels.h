@@ -50,10 +50,11 @@ struct FoldBlock {
 struct CombineRun {
   void* out;
   const void* const* noise;  // [J], guided [2, J]
-  const float* weights;      // [J], weight_stride apart
+  const float* weights;      // [J], per pixel [J, count], weight_stride apart
   int64_t weight_stride;
   int64_t J;
   int64_t count;
+  bool per_pixel;
   bool guided;
   float guidance_scale;
 };

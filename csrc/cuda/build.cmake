@@ -28,7 +28,6 @@ target_sources(_C PRIVATE
   csrc/cuda/device.cu
   csrc/cuda/lora_delta.cu
   csrc/cuda/lora_fold.cu
-  csrc/cuda/mask_fuse.cu
   csrc/cuda/radial_amplitude.cu
   csrc/cuda/status.cu)
 # No libcudart to find at run time: torch has its own, and streams are the driver's.

@@ -9,7 +9,6 @@
 #include "ops/decide.h"
 #include "ops/lora_delta.h"
 #include "ops/lora_fold.h"
-#include "ops/mask_fuse.h"
 #include "ops/radial_amplitude.h"
 
 namespace cmlora::cuda {
@@ -31,7 +30,6 @@ bool contrastive_loss_fits(int64_t, int64_t) { refuse(); }
 void decide(const Decide&, const Stream&) { refuse(); }
 void lora_delta(const LoraDelta&, const Stream&) { refuse(); }
 void lora_fold(const LoraFold&, const Stream&) { refuse(); }
-void mask_fuse(const MaskFuse&, const Stream&) { refuse(); }
 void radial_amplitude(const RadialAmplitude&, float*, const Stream&) { refuse(); }
 int64_t radial_scratch(int64_t, int64_t, int) { refuse(); }
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from cmlora_fast.clora.tracked import Tracked
 from cmlora_fast.methods.clora import CLoRA, Row
-from cmlora_fast.ops import clora_reference as ops
+from cmlora_fast.ops import reference as ops
 
 FOLDER = Path(__file__).parent / "data"
 NAMES = ["clora2", "clora2_style", "clora_mask_only"]

@@ -9,7 +9,6 @@
 #include "ops/decide.h"
 #include "ops/lora_delta.h"
 #include "ops/lora_fold.h"
-#include "ops/mask_fuse.h"
 #include "ops/radial_amplitude.h"
 
 namespace {
@@ -58,10 +57,6 @@ const char* combine(const cmlora::Combine* op) {
 
 const char* contrastive_loss(const cmlora::ContrastiveLoss* op) {
   return guarded([&] { cmlora::cuda::contrastive_loss(*op, kStream); });
-}
-
-const char* mask_fuse(const cmlora::MaskFuse* op) {
-  return guarded([&] { cmlora::cuda::mask_fuse(*op, kStream); });
 }
 
 const char* decide(const cmlora::Decide* op) {

@@ -77,16 +77,8 @@ class Combine(ctypes.Structure):
         *[(name, c_void_p) for name in ("out", "noise", "weights")],
         *[(name, c_int64) for name in "GJBCHW"],
         *[("out_strides", c_int64 * 4), ("noise_strides", c_int64 * 5)],
-        *[("guided", c_bool), ("guidance_scale", c_float), ("dtype", c_int)],
-    ]
-
-
-class MaskFuse(ctypes.Structure):
-    _fields_ = [
-        *[(name, c_void_p) for name in ("out", "noise", "masks")],
-        *[(name, c_int64) for name in "GJBCHW"],
-        *[("out_strides", c_int64 * 4), ("noise_strides", c_int64 * 5)],
-        *[("guided", c_bool), ("guidance_scale", c_float), ("dtype", c_int)],
+        *[("per_pixel", c_bool), ("guided", c_bool), ("guidance_scale", c_float)],
+        ("dtype", c_int),
     ]
 
 
@@ -200,21 +192,10 @@ class HostCuda:
         strides = (0, *out.stride()[:3]) if guided else out.stride()[:4]
         op = Combine(
             out.data_ptr(), noise.data_ptr(), weights.data_ptr(), *noise.shape,
-            (c_int64 * 4)(*strides), (c_int64 * 5)(*noise.stride()[:5]), guided,
-            guidance_scale or 0.0, DTYPES[out.dtype],
+            (c_int64 * 4)(*strides), (c_int64 * 5)(*noise.stride()[:5]), weights.dim() == 4,
+            guided, guidance_scale or 0.0, DTYPES[out.dtype],
         )  # fmt: skip
         self._run("combine", ctypes.byref(op))
-
-    def mask_fuse_(self, out, noise, masks, guidance_scale=None):
-        noise, masks = guarded(noise), None if masks is None else guarded(masks)
-        guided = guidance_scale is not None
-        strides = (0, *out.stride()[:3]) if guided else out.stride()[:4]
-        op = MaskFuse(
-            out.data_ptr(), noise.data_ptr(), None if masks is None else masks.data_ptr(),
-            *noise.shape, (c_int64 * 4)(*strides), (c_int64 * 5)(*noise.stride()[:5]), guided,
-            guidance_scale or 0.0, DTYPES[out.dtype],
-        )  # fmt: skip
-        self._run("mask_fuse", ctypes.byref(op))
 
     def contrastive_loss(self, maps, index, labels, temperature=0.5):
         maps, index, labels = guarded(maps), guarded(index), guarded(labels)

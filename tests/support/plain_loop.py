@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import torch
 from cmlora_fast.clora.tracked import Tracked
 from cmlora_fast.methods.clora import CLoRA
-from cmlora_fast.ops import clora_reference as ops
+from cmlora_fast.ops import reference as ops
 from torch import Tensor
 
 
@@ -86,14 +86,15 @@ class PlainLoop:
                 with torch.no_grad():
                     noise, maps = self._rows(z, t)
             z, noise, maps = z.detach(), noise.detach(), maps.detach()
-            masks = self._masks(maps, z.shape[-2:]) if i >= self.method.apply_mask_after else None
+            masks = z.new_ones(len(maps), 1, *z.shape[-2:])
+            if i >= self.method.apply_mask_after:
+                masks = self._masks(maps, z.shape[-2:])
             fused = torch.empty_like(z)
-            ops.mask_fuse_(fused, noise, masks, self.guidance_scale)
+            ops.combine_(fused, noise, ops.mask_shares(masks), self.guidance_scale)
             z = self.scheduler.step(fused, t, z).prev_sample
             record.latents.append(z[0])
             record.maps.append(maps)
-            everywhere = z.new_ones(len(maps), *z.shape[-2:])
-            record.masks.append(everywhere if masks is None else masks[:, 0])
+            record.masks.append(masks[:, 0])
         return record
 
     def _rows(self, z: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:

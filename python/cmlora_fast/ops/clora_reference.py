@@ -1,4 +1,4 @@
-"""Plain torch versions of CLoRA's ops: attention tap, contrastive loss, masks, masked blend.
+"""Plain torch versions of CLoRA's ops: attention tap, contrastive loss, masks.
 
 Meral et al., ICCV 2025, as released; the ops of these names say more about each. Sizes: ``S``
 tracked maps, each of one token of one row; ``K`` maps in the loss; ``J`` rows of an image, ``B``
@@ -109,22 +109,6 @@ def claim_rest(masks: Tensor) -> Tensor:
     """Masks [J, B, H, W] with the pixels that nobody claims given to row 0."""
     rest = (masks.sum(0) == 0).to(masks.dtype)
     return torch.cat([masks[:1] + rest, masks[1:]])
-
-
-def mask_fuse_(
-    out: Tensor, noise: Tensor, masks: Tensor | None, guidance_scale: float | None = None
-) -> None:
-    """noise [G, J, B, C, H, W], masks [J, B, H, W]; out [G, B, C, H, W], guided [B, C, H, W]."""
-    dtype = _accumulator(noise.dtype)
-    if masks is None:
-        mixed = noise.to(dtype).mean(1)
-    else:
-        weights = mask_shares(masks).to(dtype)[:, :, None]
-        mixed = (noise.to(dtype) * weights).sum(1)
-    if guidance_scale is not None:
-        unconditional, conditional = mixed
-        mixed = unconditional + guidance_scale * (conditional - unconditional)
-    out.copy_(mixed)
 
 
 def mask_shares(masks: Tensor) -> Tensor:

@@ -16,8 +16,9 @@ from torch import Tensor
 from .clora_reference import (  # noqa: F401
     attention_masks,
     attention_tap,
+    claim_rest,
     contrastive_loss,
-    mask_fuse_,
+    mask_shares,
 )
 
 
@@ -164,7 +165,8 @@ def combine_(
     out: Tensor, noise: Tensor, weights: Tensor, guidance_scale: float | None = None
 ) -> None:
     dtype = _accumulator(noise.dtype)
-    mixed = (noise.to(dtype) * weights.to(dtype)[:, :, None, None, None]).sum(1)
+    shares = weights.to(dtype)[:, :, None]
+    mixed = (noise.to(dtype) * (shares if weights.dim() == 4 else shares[..., None, None])).sum(1)
     if guidance_scale is not None:
         unconditional, conditional = mixed
         mixed = unconditional + guidance_scale * (conditional - unconditional)
