@@ -11,6 +11,7 @@ from typing import Any
 import cmlora_fast as cf
 from cmlora_fast import eval as lab
 from cmlora_fast import testbed
+from cmlora_fast.adapters.fit import check_lora
 from cmlora_fast.eval import plots
 from cmlora_fast.eval.difference import difference
 from cmlora_fast.eval.frequency import profile_order
@@ -23,7 +24,7 @@ from cmlora_fast.eval.timeline import lanes
 
 from .errors import CliError
 from .generation import ENGINE, load_generation, plain_preset
-from .lora_files import LoraSpec, check_lora, embedded_style, parse_specs
+from .lora_files import LoraSpec, embedded_style, parse_specs
 from .method_list import NO_LORA, parse_methods
 from .pipelines import EMBEDDED, add_loras, check_scheduler
 from .progress import progress

@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from cmlora_fast import eval as lab
+from cmlora_fast.adapters.fit import check_lora
 from cmlora_fast.eval import report as reports
 from cmlora_fast.eval.judge import Judge, judge_all
 from cmlora_fast.eval.presets import PRESETS, Preset
 
 from .errors import CliError
 from .generation import ENGINE, load_generation, plain_preset
-from .lora_files import LoraSpec, check_lora
+from .lora_files import LoraSpec
 from .method_list import NO_LORA, cached, parse_methods
 from .pipelines import EMBEDDED, add_loras, check_scheduler
 from .progress import progress

@@ -11,9 +11,10 @@ from typing import Any
 import torch
 
 import cmlora_fast as cf
+from cmlora_fast.adapters.fit import check_lora
 
 from .images import save_png
-from .lora_files import LoraSpec, check_lora, parse_specs
+from .lora_files import LoraSpec, parse_specs
 from .maps import save_maps
 from .method_options import make_method
 from .pipelines import EMBEDDED, add_loras, check_scheduler, load_pipeline, set_scheduler

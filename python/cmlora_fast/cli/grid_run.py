@@ -12,6 +12,7 @@ from PIL import Image
 
 from cmlora_fast import eval as lab
 from cmlora_fast import testbed
+from cmlora_fast.adapters.fit import check_lora
 from cmlora_fast.eval.grid import Cell, make_cells, page
 from cmlora_fast.eval.jobs import digest
 from cmlora_fast.eval.paint import paint_all
@@ -19,7 +20,7 @@ from cmlora_fast.eval.scorers import Scene
 
 from .errors import CliError
 from .generation import ENGINE, load_generation, plain_preset
-from .lora_files import LoraSpec, check_lora, embedded_style, parse_specs
+from .lora_files import LoraSpec, embedded_style, parse_specs
 from .method_list import NO_LORA, cached, parse_methods
 from .pipelines import EMBEDDED, add_loras, check_scheduler
 from .progress import progress

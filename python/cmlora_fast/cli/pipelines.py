@@ -8,10 +8,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from cmlora_fast.adapters.file import LoraFile
+from cmlora_fast.adapters.fit import check_fit, ignored_alphas
+
 from .errors import CliError, one_line
-from .lora_files import LoraSpec, check_fit
-from .lora_match import ignored_alphas
-from .lora_read import LoraFile
+from .lora_files import LoraSpec
 
 __all__ = [
     "DTYPES",
