@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -12,15 +12,9 @@ from diffusers import UNet2DConditionModel
 from .engine.engine import Engine
 from .engine.settings import Settings
 from .engine.summary import Summary
-from .methods import Method, resolve
-from .methods.fields import is_int
-from .ops.backends import backends
+from .methods import Method
 
 __all__ = ["accelerate", "disable", "enable", "summary"]
-
-WEIGHT_MODES = ("auto", "fold", "delta")
-GRAPH_MODES = ("auto", "compile", "off")
-BACKENDS = ("auto", "cpu", "cuda", "triton", "torch")
 
 # Beside the pipelines, not in them: ``disable`` leaves a pipeline exactly as it was, and its last
 # summary can still be asked for. An engine lives in the hooks that it set, an entry with its key.
@@ -37,6 +31,7 @@ def enable(
     max_rows: int | None = None,
     record: bool = False,
     graphs: str = "auto",
+    adapter_names: Sequence[Any] | None = None,
 ) -> Any:
     """Accelerate a diffusers pipeline in place; its calls stay as they are.
 
@@ -53,6 +48,11 @@ def enable(
         graphs: "auto": on a GPU, record steps as CUDA graphs and replay them, where nothing is in
             the way (the summary tells); "compile": on any device, ``torch.compile`` them first;
             "off": neither.
+        adapter_names: An entry per image of the call, in the order of the pipeline's latents
+            (prompts, then ``num_images_per_prompt``): a list of active adapters, one name, or
+            "__base__" for none. Each image is composed of its own, at their ``set_adapters``
+            weights. None: of all active ones. Not with CLoRA. Names and number are checked at the
+            call.
 
     Returns:
         ``pipe``.
@@ -62,8 +62,8 @@ def enable(
         ValueError: A bad argument, or an active adapter that is not plain, finite LoRA.
         RuntimeError: The backend is not available here; the reason is that of ``backends()``.
     """
-    settings = _settings(pipe, method, backend, weights, max_rows, record, graphs)
-    _apply(pipe, settings)
+    _check_pipe(pipe)
+    _apply(pipe, Settings(method, backend, weights, max_rows, record, graphs, adapter_names))
     return pipe
 
 
@@ -120,15 +120,7 @@ def _apply(pipe: Any, settings: Settings) -> None:
         engine.settings = settings
 
 
-def _settings(
-    pipe: Any,
-    method: str | Method | None,
-    backend: str,
-    weights: str,
-    max_rows: int | None,
-    record: bool,
-    graphs: str,
-) -> Settings:
+def _check_pipe(pipe: Any) -> None:
     unet = getattr(pipe, "unet", None)
     if not isinstance(unet, UNet2DConditionModel):
         found = "no unet" if unet is None else f"a unet of type {type(unet).__name__}"
@@ -136,22 +128,3 @@ def _settings(
             "pipe: expected a diffusers pipeline whose unet is a UNet2DConditionModel; "
             f"got {type(pipe).__name__} with {found}"
         )
-    if weights not in WEIGHT_MODES:
-        raise ValueError(f"weights: expected one of {WEIGHT_MODES}; got {weights!r}")
-    if max_rows is not None and not is_int(max_rows, 1):
-        raise ValueError(f"max_rows: expected None or an int >= 1; got {max_rows!r}")
-    if not isinstance(record, bool):
-        raise ValueError(f"record: expected True or False; got {record!r}")
-    if graphs not in GRAPH_MODES:
-        raise ValueError(f"graphs: expected one of {GRAPH_MODES}; got {graphs!r}")
-    _check_backend(backend)
-    return Settings(resolve(method), backend, weights, max_rows, record, graphs)
-
-
-def _check_backend(backend: str) -> None:
-    if backend not in BACKENDS:
-        raise ValueError(f"backend: expected one of {BACKENDS}; got {backend!r}")
-    if backend != "auto":
-        state = backends()[backend]
-        if not state["available"]:
-            raise RuntimeError(f"backend {backend!r} is not available: {state['reason']}")

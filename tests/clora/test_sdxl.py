@@ -102,7 +102,7 @@ def test_other_conditions_are_refused():
     pipe = fresh()
     pipe.unet.config.addition_embed_type = "text_time"
     added = helpers.unet_inputs(pipe)["added_cond_kwargs"]
-    from cmlora_fast.engine.checks import check_contrast
+    from cmlora_fast.engine.contrast import check_contrast
     from cmlora_fast.unet.inputs import read_call
 
     given = helpers.unet_inputs(pipe) | {"added_cond_kwargs": {**added, "image_embeds": []}}

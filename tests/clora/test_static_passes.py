@@ -5,6 +5,7 @@ import functools
 import cmlora_fast as cf
 import pytest
 import torch
+from cmlora_fast.engine import run
 
 from ..support import recording
 from ..support.helpers import relative
@@ -89,7 +90,7 @@ def test_other_tokens_and_temperatures_are_recorded_anew(monkeypatch):
 
 def test_no_step_reads_anything_back(monkeypatch):
     """All but the first of a call, which makes tables; a captured pass is checked by recording."""
-    monkeypatch.setattr(cf.engine, "on_gpu", lambda device: True)
+    monkeypatch.setattr(run, "on_gpu", lambda device: True)
     monkeypatch.setattr(cf.engine, "input_scale", lambda *given: 1.0)  # read on the host anyway
     pipe = fresh()
     inputs = random_inputs(pipe, steps=4)

@@ -3,7 +3,7 @@
 from unittest import mock
 
 import torch
-from cmlora_fast.engine import engine
+from cmlora_fast.engine import run
 from cmlora_fast.unet import graphs
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -56,6 +56,6 @@ def record(recorder, function):
 def pretend(monkeypatch):
     """The engine takes the CPU for a GPU; record with ``backend="torch"``, which the eager steps
     then take too."""
-    monkeypatch.setattr(engine, "on_gpu", lambda device: True)
+    monkeypatch.setattr(run, "on_gpu", lambda device: True)
     monkeypatch.setattr(graphs.Recorder, "record", record)
     monkeypatch.setattr(graphs.Recorder, "records", True)

@@ -10,7 +10,7 @@ import itertools
 import cmlora_fast as cf
 import pytest
 import torch
-from cmlora_fast.engine import engine
+from cmlora_fast.engine import run
 from cmlora_fast.unet import graphs
 
 from ..support import adapters, helpers, recording
@@ -96,7 +96,7 @@ def test_deltas_beside_the_base(method, monkeypatch):
     pipe = three()
     inputs = random_inputs(pipe, steps=8, images=2)
     want, host = ran(pipe, inputs, method, weights="delta")
-    monkeypatch.setattr(engine, "on_gpu", lambda device: True)
+    monkeypatch.setattr(run, "on_gpu", lambda device: True)
     eager, device = ran(pipe, inputs, method, weights="delta", graphs="off")
     again, _ = ran(pipe, inputs, method, weights="delta")
     assert relative(eager, want) < ROUNDING and torch.equal(again, eager)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import torch
 from peft.tuners.lora import LoraLayer
@@ -42,11 +42,15 @@ class AdaptedLayer:
 
 @dataclass(frozen=True)
 class LoadedAdapters:
-    """Active adapters of non-zero weight in ``set_adapters`` order, and every adapted layer."""
+    """Active adapters of non-zero weight in ``set_adapters`` order, and every adapted layer.
+
+    ``active`` has those of weight 0 too, ``loaded`` also those that are not active.
+    """
 
     names: tuple[str, ...] = ()
     layers: tuple[AdaptedLayer, ...] = ()
-    loaded: frozenset[str] = field(default_factory=frozenset)
+    loaded: frozenset[str] = frozenset()
+    active: tuple[str, ...] = ()
 
     def scaled(self, factors: Mapping[str, float]) -> LoadedAdapters:
         """The same with some adapters' scales multiplied."""
@@ -83,9 +87,10 @@ def read_adapters(model: nn.Module) -> LoadedAdapters:
         for key, adapter in adapters.items():
             order[key] = order.get(key, False) or adapter.scaling != 0
         found.append(AdaptedLayer(name, module, module.get_base_layer(), adapters))
-    names = tuple(key for key in _ordered(model, order) if order[key])
+    active = _ordered(model, order)
+    names = tuple(key for key in active if order[key])
     layers = _with_contents([_without_zero(layer, names) for layer in found])
-    return LoadedAdapters(names, layers, frozenset(loaded))
+    return LoadedAdapters(names, layers, frozenset(loaded), tuple(active))
 
 
 def _ordered(model: nn.Module, order: dict[str, bool]) -> list[str]:

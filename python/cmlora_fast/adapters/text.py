@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import Tensor
 
-__all__ = ["only_adapters"]
+__all__ = ["active_in_text", "encode_apart", "only_adapters"]
 
 TEXT_ENCODERS = ("text_encoder", "text_encoder_2")
 
@@ -35,6 +37,45 @@ def only_adapters(
         for layer, (active, scaling) in zip(layers, before, strict=True):
             layer._active_adapter = active
             layer.scaling.update(scaling)
+
+
+def encode_apart(pipe: Any, encode: Callable[[], Any], names: Sequence[tuple[str, ...]]) -> Any:
+    """A prompt encoded under each distinct set in ``names``; every image has the rows of its own.
+
+    Raises:
+        ValueError: The embeddings are not those of ``len(names)`` images.
+    """
+    made = {}
+    adapted = next(_text_layers(pipe), None) is not None
+    for members in dict.fromkeys(names if adapted else names[:1]):
+        with only_adapters(pipe, members):
+            made[members] = encode()
+    first = made[names[0]]
+    if len(made) == 1:
+        return first
+    if isinstance(first, Tensor):
+        return _of_images(made, names)
+    parts = zip(*made.values(), strict=True)
+    return type(first)(_of_images(dict(zip(made, part, strict=True)), names) for part in parts)
+
+
+def _of_images(made: dict[tuple[str, ...], Any], names: Sequence[tuple[str, ...]]) -> Any:
+    """Embeddings (parts * images, ...) of which each image has those of its own adapters."""
+    first, count = made[names[0]], len(names)
+    if not isinstance(first, Tensor):
+        return first
+    if len(first) % count:
+        raise ValueError(
+            f"adapter_names: expected an entry for each image; got {count} for embeddings of "
+            f"{len(first)}"
+        )
+    rows = zip(names * (len(first) // count), range(len(first)), strict=True)
+    return torch.stack([made[members][row] for members, row in rows])
+
+
+def active_in_text(pipe: Any) -> set[str]:
+    """Names of the adapters that are active in a text encoder."""
+    return {name for layer in _text_layers(pipe) for name in layer.active_adapters}
 
 
 def _text_layers(pipe: Any) -> Iterator[BaseTunerLayer]:

@@ -20,7 +20,7 @@ from ..methods.clora import PROMPT_LENGTH, CLoRA, Row
 from ..ops.reference import mask_shares
 from ..unet.executor import Executor
 from ..unet.inputs import UNetInputs
-from ..unet.rows import StepRows
+from ..unet.rows import Rows, RowTable
 from ..unet.tap import AttentionTap, stage_size
 from .masks import row_masks
 from .tracked import Tracked
@@ -58,7 +58,6 @@ class Contrast:
         executor: Prepared with one subset and one prompt per row.
         tap: Attached to the executor's UNet.
         steps: T.
-        max_rows: Most samples per UNet batch, None for all of them.
         record: Track all tokens rather than those that the rows name.
         sample: The first one that the UNet gets.
         channels: How many of its channels are latents; inpainting adds others.
@@ -71,13 +70,12 @@ class Contrast:
         executor: Executor,
         tap: AttentionTap,
         steps: int,
-        max_rows: int | None,
         record: bool,
         sample: Tensor,
         channels: int,
     ):
         self._method, self._rows, self._steps = method, rows, steps
-        self._executor, self._tap, self._max_rows = executor, tap, max_rows
+        self._executor, self._tap = executor, tap
         self._channels, device = channels, sample.device
         tracked = Tracked.of(rows)
         self._contrasts = tracked.contrasts
@@ -99,13 +97,20 @@ class Contrast:
             self._given = row_masks(method.masks, names, sample.shape[-2:], device)
 
     def step(
-        self, plain: Callable[..., Any], inputs: UNetInputs, index: int, images: int, scale: float
+        self,
+        plain: Callable[..., Any],
+        inputs: UNetInputs,
+        table: RowTable,
+        index: int,
+        images: int,
+        scale: float,
     ) -> ContrastStep:
         """One denoising step.
 
         Args:
             plain: The UNet's own forward.
             inputs: The pipeline's UNet call; its batch is guidance parts times ``images``.
+            table: All rows with every sample.
             index: Step i.
             images: Images of this call; they share the rows' prompts.
             scale: What ``scheduler.scale_model_input`` multiplied the latents by.
@@ -118,13 +123,14 @@ class Contrast:
         for i in range(updates):
             # Released order: what is predicted before the last update is used after it.
             whole = i == updates - 1 and not method.refresh_after_update
-            gradient = partial(self._gradient, images, whole)
-            loss, slope, raw, noise = self._run(gradient, inputs, z, images, whole)
+            gradient = partial(self._gradient, table, images, whole)
+            loss, slope, raw, noise = self._run(gradient, inputs, table, z, images, whole)
             losses.append(loss)
             # d/d latents = scale * d/d input; the input moves by scale times what the latents do.
             z = z - (method.step_size * scale**2 * slope).to(z.dtype)
         if noise is None:
-            noise, raw = self._run(partial(self._predict, plain), inputs, z, images, None)
+            predict = partial(self._predict, plain, table)
+            noise, raw = self._run(predict, inputs, table, z, images, None)
         maps = None if raw is None else self._mean(raw, inputs.sample.shape, images)
         masks = self._masks(maps, index, images, inputs.sample.shape[-2:])
         shares = mask_shares(masks)
@@ -141,63 +147,64 @@ class Contrast:
         self,
         function: Callable[[UNetInputs], tuple[Tensor | None, ...]],
         inputs: UNetInputs,
+        table: RowTable,
         z: Tensor,
         images: int,
         kind: bool | None,
     ) -> tuple[Tensor | None, ...]:
         """A pass at latents ``z``, replayed where one of its kind has been recorded."""
         key = "CLoRA", kind, images, self._reads_maps, *self._setting
-        return self._executor.replayed(
-            function, self._at(inputs, z), self._table(inputs.batch), key
-        )
+        return self._executor.replayed(function, self._at(inputs, z), table, key)
 
     def _gradient(
-        self, images: int, whole: bool, inputs: UNetInputs
+        self, table: RowTable, images: int, whole: bool, inputs: UNetInputs
     ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
         """Loss (images,), dL/dz, maps (J * batch, queries, K), predictions (if ``whole``)."""
         leaf = inputs.sample[:images, : self._channels].detach().requires_grad_(True)
-        spans = self._executor.spans(self._table(inputs.batch), self._max_rows)
-        raw = loss = None
-        if len(spans) > 1:
+        run = partial(self._executor.run_tapped, whole=whole)
+        passes = partial(self._passes, inputs, table, leaf)
+        raw = loss = pull = None
+        if self._executor.cuts(inputs, table):
             # The loss compares the maps of all rows, but only one chunk's graph is to be alive:
             # first the maps without graphs, then, with dL/d maps known, chunk by chunk again.
+            ends = partial(self._executor.run_tapped, whole=False)
             with torch.no_grad():
-                raw = torch.cat([maps for _, maps in self._tapped(inputs, leaf, spans, False)])
-        pieces, slope, pull = [], torch.zeros_like(leaf), None
+                raw = torch.cat([maps for _, maps in passes(ends)])
+        pieces, slope, start = [], torch.zeros_like(leaf), 0
         with torch.enable_grad():
-            for span, (noise, maps) in zip(
-                spans, self._tapped(inputs, leaf, spans, whole), strict=True
-            ):
+            for noise, maps in passes(run):
                 if pull is None:
                     raw = maps.detach() if raw is None else raw
                     loss, pull = self._pull(raw, inputs.sample.shape, images)
-                slope += torch.autograd.grad(maps, leaf, pull[slice(*span)])[0]
+                stop = start + len(maps)
+                slope += torch.autograd.grad(maps, leaf, pull[start:stop])[0]
                 pieces.append(noise)
+                start = stop
         return loss, slope, raw, torch.cat(pieces) if whole else None
 
-    def _tapped(
-        self, inputs: UNetInputs, z: Tensor, spans: Sequence[tuple[int, int]], whole: bool
+    def _passes(
+        self,
+        inputs: UNetInputs,
+        table: RowTable,
+        z: Tensor,
+        run: Callable[[UNetInputs, Rows], Tensor | None],
     ) -> Iterator[tuple[Tensor | None, Tensor]]:
-        """Predictions (if ``whole``) and maps of each chunk of rows at ``z``, one after another."""
-        for span in spans:
+        """What ``run`` gives, and maps, of each chunk of rows at ``z``, one after another."""
+        for rows in self._executor.chunks(inputs, table):
             call = self._at(inputs, z)
             with self._tap.listening(stage_size(z.shape), self._columns):
-                noise = self._executor.run_tapped(call, self._table(inputs.batch), span, whole)
+                noise = run(call, rows)
                 maps = self._tap.maps()
             yield noise, maps
 
     def _predict(
-        self, plain: Callable[..., Any], inputs: UNetInputs
+        self, plain: Callable[..., Any], table: RowTable, inputs: UNetInputs
     ) -> tuple[Tensor, Tensor | None]:
         """Predictions (J * batch, C, H, W) and, where they are read, maps."""
-        rows = self._table(inputs.batch)
         if not self._reads_maps:
-            return self._executor.run(plain, inputs, rows, self._max_rows, None), None
-        noise, maps = [], []
-        for span in self._executor.spans(rows, self._max_rows):
-            with self._tap.listening(stage_size(inputs.sample.shape), self._columns):
-                noise.append(self._executor.run_span(plain, inputs, rows, span, None))
-                maps.append(self._tap.maps())
+            return self._executor.run(plain, inputs, table, None), None
+        z, run = inputs.sample[:, : self._channels], partial(self._executor.run_rows, plain)
+        noise, maps = zip(*self._passes(inputs, table, z, run), strict=True)
         return torch.cat(noise), torch.cat(maps)
 
     def _at(self, inputs: UNetInputs, z: Tensor) -> UNetInputs:
@@ -205,10 +212,6 @@ class Contrast:
         latents = z.repeat(inputs.batch // len(z), 1, 1, 1)
         others = inputs.sample[:, self._channels :]
         return replace(inputs, sample=torch.cat([latents, others], 1))
-
-    def _table(self, batch: int) -> StepRows:
-        count = len(self._rows)
-        return StepRows(tuple(range(count)), batch, tuple(range(count * batch)))
 
     def _pull(self, raw: Tensor, latents: torch.Size, images: int) -> tuple[Tensor, Tensor]:
         """The loss (images,) and dL/d maps (J * batch, queries, K)."""

@@ -3,24 +3,21 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import Any
 
-import torch
 from torch import nn
 
-from ..clora.prompts import RowPrompts
-from ..methods import CLoRA, CMLoRA, Method, Switch
-from ..schedule import Measure, reuses
+from ..methods import CLoRA, Method
+from ..schedule import Measure, follows_steps, reuses
 from ..unet.inputs import UNetInputs
 from ..unet.topology import find_cut
 
 __all__ = [
     "check_band",
-    "check_contrast",
     "check_cut",
+    "check_entries",
     "check_names",
-    "input_scale",
     "warn_of_caching",
     "warn_of_lone_call",
 ]
@@ -28,13 +25,11 @@ __all__ = [
 FEW_STEPS = 8  # below this, features differ too much from step to step to be reused unseen
 
 
-def check_cut(method: Method | CLoRA, unet: nn.Module) -> None:
+def check_cut(method: Method, unet: nn.Module) -> None:
     """Raise ``ValueError`` for a cache position outside the UNet.
 
     The default position is checked only where it is used: small UNets may not have it.
     """
-    if isinstance(method, CLoRA):
-        return
     position = (method.cache_layer_id, method.cache_block_id)
     default = (Method.cache_layer_id, Method.cache_block_id)
     if reuses(method) or position != default:
@@ -54,6 +49,23 @@ def check_names(method: Method | CLoRA, loaded: Collection[str]) -> None:
                     f"{type(method).__name__}.{field}: expected names of loaded adapters "
                     f"({known}); got {name!r}"
                 )
+
+
+def check_entries(entries: Sequence[Any], inputs: UNetInputs, parts: int) -> None:
+    """Raise ``ValueError`` unless ``adapter_names`` has an entry for every image of a UNet call.
+
+    ``parts``: guidance parts as the pipeline tells, 0 for a call outside one, which has any number.
+    """
+    count, batch = len(entries), inputs.batch
+    if batch % count == 0:
+        if parts in (0, batch // count):
+            return
+        if inputs.period() == count:  # guidance in more parts than two
+            return
+    images = batch // parts if parts and batch % parts == 0 else batch
+    raise ValueError(
+        f"adapter_names: expected an entry for each of the call's {images} images; got {count}"
+    )
 
 
 def check_band(measure: Measure | None, size: tuple[int, int]) -> None:
@@ -90,36 +102,9 @@ def warn_of_caching(scheduler: Any, steps: int) -> None:
 
 def warn_of_lone_call(method: Method, adapters: Collection[str]) -> None:
     """Warn where a UNet call that belongs to no schedule runs as the only step of one."""
-    if reuses(method) or (isinstance(method, Switch | CMLoRA) and len(adapters) > 1):
+    if follows_steps(method, adapters):
         warnings.warn(
             f"{type(method).__name__}: a UNet call beyond the scheduler's timesteps, or without "
             "scheduler.set_timesteps before it, runs as the first step of the method",
             stacklevel=2,
         )
-
-
-def check_contrast(
-    opaque: str | None, inputs: UNetInputs, parts: int, method: CLoRA, prompts: RowPrompts
-) -> None:
-    """Raise ``ValueError`` for a UNet call that CLoRA cannot run."""
-    foreign = set(inputs.added or ()) - {"text_embeds", "time_ids"}
-    if foreign:
-        raise ValueError(f"CLoRA: expected no conditions beside the text; got {sorted(foreign)}")
-    if method.latent_update and opaque is not None:
-        raise ValueError(f"CLoRA: expected a UNet call that can be taken apart; {opaque}")
-    if inputs.batch % parts:
-        raise ValueError(
-            f"CLoRA: expected {parts} guidance parts; the UNet was called with {inputs.batch} rows"
-        )
-    width, own = inputs.raw_text.shape[-1], prompts.positive.shape[-1]
-    if width != own:
-        raise ValueError(
-            f"CLoRA.row_prompt_embeds: expected embeddings of the UNet's width {width}; got {own}"
-        )
-
-
-def input_scale(scheduler: Any, timestep: Any) -> float:
-    """What ``scheduler.scale_model_input`` multiplies latents by at this step."""
-    if not hasattr(scheduler, "scale_model_input"):
-        return 1.0
-    return float(scheduler.scale_model_input(torch.ones(1), timestep))

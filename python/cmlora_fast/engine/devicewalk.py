@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -13,21 +14,39 @@ from torch import Tensor
 from .. import ops
 from ..ops.tensors import plain_tensors
 from ..schedule import Choice, Plan
-from ..unet.rows import DeepTable
+from ..unet.rows import RowTable
 
-__all__ = ["DeviceWalk", "walks_on_device"]
+__all__ = ["DeviceWalk", "DeviceWalks", "walks_on_device"]
 
 
-def walks_on_device(plan: Plan) -> bool:
+def walks_on_device(plans: Sequence[Plan]) -> bool:
     """Whether rows of every step are all subsets in order, and as many refreshed in either stage.
 
-    Ages of caches are not followed: how many rows they refresh depends on the image.
+    For all images alike. Ages of caches are not followed: how many rows they refresh depends on the
+    image.
     """
+    if len(plans) > 1:
+        return False
+    (plan,) = plans
     everyone = tuple(range(len(plan.subsets)))
     return plan.max_age is None and all(
         step.groups == everyone and len({sum(choice.refresh) for choice in _stages(step)}) == 1
         for step in plan.steps
     )
+
+
+class DeviceWalks:
+    """Keeps the last walk: an equal plan need not be brought over again."""
+
+    def __init__(self) -> None:
+        self._kept: DeviceWalk | None = None
+
+    def along(self, plan: Plan, device: torch.device) -> DeviceWalk:
+        """A walk at its beginning."""
+        if self._kept is None or (self._kept.plan, self._kept.device) != (plan, device):
+            self._kept = DeviceWalk(plan, device)
+        self._kept.restart()
+        return self._kept
 
 
 @dataclass
@@ -56,7 +75,7 @@ class DeviceWalk:
             self._tables = _upload(plan, device)
         self.restart()
         self._weights: dict[tuple[int, int], Tensor] = {}
-        self._deep: dict[tuple[int, int, int], DeepTable] = {}
+        self._deep: dict[tuple[int, int, int], RowTable] = {}
 
     def restart(self) -> None:
         """All images are early again."""
@@ -69,7 +88,7 @@ class DeviceWalk:
 
     def choose(
         self, i: int, batch: int, images: int, reading: Tensor | None
-    ) -> tuple[Tensor, DeepTable | None]:
+    ) -> tuple[Tensor, RowTable | None]:
         """Shares (J, batch) of step ``i`` and its deep rows, None for all of them and for none.
 
         Args:
@@ -82,7 +101,7 @@ class DeviceWalk:
 
     def _choose(
         self, tables: _Tables, batch: int, images: int, reading: Tensor | None
-    ) -> tuple[Tensor, DeepTable | None]:
+    ) -> tuple[Tensor, RowTable | None]:
         measure = self.plan.measure
         self._early = _resized(self._early, images)
         weights = self._weights_for(batch)
@@ -94,7 +113,7 @@ class DeviceWalk:
         ops.decide_(
             self._early,
             weights,
-            deep.table,
+            deep.memory,
             _resized(reading, images) if decides else None,
             tables.shares,
             tables.places,
@@ -109,7 +128,7 @@ class DeviceWalk:
             self._weights[key] = torch.empty(key, device=self.device)
         return self._weights[key]
 
-    def _deep_for(self, places: int, batch: int, images: int) -> DeepTable:
+    def _deep_for(self, places: int, batch: int, images: int) -> RowTable:
         key = places, batch, images
         if key not in self._deep:
             table = torch.empty(3, places * batch, dtype=torch.int32, device=self.device)
@@ -119,7 +138,7 @@ class DeviceWalk:
                 for _ in range(places)
                 for sample in range(image, batch, images)
             )
-            self._deep[key] = DeepTable(table, samples, images * places)
+            self._deep[key] = RowTable.of_memory(table, samples, images * places)
         return self._deep[key]
 
 

@@ -11,34 +11,43 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from .. import ops
+from ..unet.rows import RowTable
+from .hostwalk import Chosen
+from .settings import BASE
 from .summary import StepRecord, Summary
 
-__all__ = ["BASE", "Recorder", "label", "summed"]
-
-BASE = "__base__"  # PEFT's name for a row without adapters
+__all__ = ["Recorder", "image_record", "label", "summed"]
 
 Images = list[dict[str, Any]]  # the deciding fields of a record, per image
 
 
 class Recorder:
-    """Args:
-    summary: Filled as the run goes.
-    lazy: What the device knows is written by ``settle``, not at each step.
+    """Fills a summary as a run goes.
+
+    Args:
+        summary: The run's.
+        record: Whether tensors are kept.
+        lazy: What the device knows is written by ``settle``, not at each step.
     """
 
-    def __init__(self, summary: Summary, lazy: bool):
-        self.summary, self._lazy = summary, lazy
+    def __init__(self, summary: Summary, record: bool, lazy: bool):
+        self.summary, self.record, self._lazy = summary, record, lazy
         self._started = self._step_started = time.perf_counter()
         self._pending: list[Callable[[], None]] = []
         self._kept: dict[str, list[Any]] = {}
 
-    def note(self, rows: int, deep: int, timestep: Tensor | float, find: Callable[[], Images]):
-        """A UNet call begins. ``find`` gives the fields of its record, once they are known."""
+    def begin_step(self) -> None:
+        """The UNet is called."""
+        self._step_started = time.perf_counter()
+
+    def note(self, table: RowTable, timestep: Tensor | float, find: Callable[[], Images]) -> None:
+        """A record of this call; ``find`` gives its fields, once they are known."""
+        full = len(table.deep)
         record = StepRecord(
-            len(self.summary.steps), math.nan, full_rows=deep, shallow_rows=rows - deep
+            len(self.summary.steps), math.nan, full_rows=full, shallow_rows=len(table) - full
         )
         self.summary.steps.append(record)
-        self._step_started = time.perf_counter()
         if isinstance(timestep, Tensor):
             timestep = timestep.detach().flatten()[:1].clone()  # some pipelines write it again
 
@@ -67,6 +76,28 @@ class Recorder:
             self._pending.append(write)
         else:
             write()
+
+    def read(
+        self,
+        latents: Tensor,
+        cutoff: float = 0.2,
+        log: bool = False,
+        take: Callable[[list[float]], list[float]] | None = None,
+    ) -> Tensor:
+        """The high-frequency means (images,) of the latents that a step returned.
+
+        ``take`` gets them once they are known, and returns those that the record tells.
+        """
+        mean, profile = ops.radial_amplitude(latents.detach(), cutoff, log)
+
+        def found() -> Images:
+            readings = mean.tolist()
+            return [{"amplitude": reading} for reading in (take(readings) if take else readings)]
+
+        self.add(found)
+        if self.record:
+            self.keep("profiles", profile[0].cpu())
+        return mean
 
     def end_step(self) -> None:
         """The scheduler has answered."""
@@ -98,6 +129,45 @@ class Recorder:
 def _stacked(features: Sequence[Tensor]) -> Tensor:
     """(T, batch, ...). NaN where a call had fewer rows, which are the last: guidance was off."""
     return pad_sequence(features, True, float("nan"), padding_side="left")
+
+
+def image_record(
+    subsets: Sequence[tuple[str, ...]],
+    groups: Sequence[int],
+    table: RowTable,
+    place: tuple[int, int],
+    chosen: Chosen,
+    by_pixel: Sequence[float] | None,
+) -> dict[str, Any]:
+    """The deciding fields of a record for one image.
+
+    Args:
+        subsets: Of the run.
+        groups: Those that the image runs, by position, in the order of its plan.
+        table: The rows of the call.
+        place: The image, and how many there are.
+        chosen: What the image does.
+        by_pixel: Mean shares of its j-th rows, where pixels have their own.
+    """
+    (image, images), (_, choice, early) = place, chosen
+    if isinstance(table.deep, RowTable):
+        fresh = {group for group, is_fresh in zip(groups, choice.refresh, strict=True) if is_fresh}
+    else:
+        fresh = {table.subset[row] for row in table.deep if table.sample[row] % images == image}
+    shares = dict(zip(groups, choice.weights, strict=True))
+    if by_pixel is not None:
+        rows = dict.fromkeys(line[image] for line in table.by_sample)
+        shares = {table.subset[row]: share for row, share in zip(rows, by_pixel, strict=False)}
+    weights = {}
+    for group in groups:  # the adapters of a merged row share its weight evenly
+        members = subsets[group] or (BASE,)
+        weights |= {member: shares[group] / len(members) for member in members}
+    return {
+        "dominant": choice.dominant,
+        "early": early,
+        "refreshed": tuple(dict.fromkeys(n for g in groups if g in fresh for n in subsets[g])),
+        "weights": weights,
+    }
 
 
 def label(subset: tuple[str, ...]) -> str:

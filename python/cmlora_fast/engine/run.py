@@ -17,6 +17,7 @@ from ..unet.executor import Executor
 from ..unet.graphs import why_not_recorded
 from ..unet.inputs import UNetInputs
 from .border import Border
+from .devicewalk import DeviceWalks
 from .settings import Settings
 from .summary import Summary
 
@@ -44,6 +45,11 @@ class Clock:
         return max(1, -(-self.expected // self.order))
 
     @property
+    def step(self) -> int:
+        """Plan step of the next UNet call."""
+        return min(self.calls // self.order, self.steps - 1)
+
+    @property
     def lone(self) -> bool:
         return self.expected == 0
 
@@ -60,6 +66,7 @@ class Call:
     executor: Executor
     adapters: LoadedAdapters
     settings: Settings
+    walks: DeviceWalks
 
     def execution(self, inputs: UNetInputs, gradients: bool = False) -> Execution:
         """How a run whose first UNet call this is executes."""
@@ -118,6 +125,7 @@ class Run(Protocol):
     """
 
     gradients: bool
+    settings: Settings
     correction: Tensor | None
     clock: Clock
     execution: Execution

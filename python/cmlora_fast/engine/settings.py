@@ -1,58 +1,81 @@
-"""What ``enable`` was asked for, and the empty report of a call that runs with it."""
+"""What ``enable`` was asked for; checked when made."""
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
-import torch
+from ..methods import CLoRA, Merge, Method, resolve
+from ..methods.fields import is_int, is_list
+from ..ops.backends import NAMES, check_backend
 
-from ..adapters.weights import WeightReport
-from ..methods import CLoRA, Merge, Method
-from ..ops.backends import backends
-from .summary import Summary
+__all__ = ["BASE", "Settings"]
 
-__all__ = ["Settings", "new_summary"]
+BASE = "__base__"  # PEFT's name for a row without adapters
+CHOICES = {"weights": ("auto", "fold", "delta"), "graphs": ("auto", "compile", "off")}
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What ``enable`` was asked for; ``method`` None is the lossless mode."""
+    """The arguments of ``enable``; ``method`` None is the lossless mode.
 
-    method: Method | CLoRA | None = None
+    ``adapter_names`` is kept as one tuple of names per image, None for all active ones.
+
+    Raises:
+        ValueError: An argument is none of what is allowed.
+        RuntimeError: The backend is not available here; the reason is that of ``backends()``.
+    """
+
+    method: Method | CLoRA | str | None = None
     backend: str = "auto"
     weights: str = "auto"
     max_rows: int | None = None
     record: bool = False
     graphs: str = "auto"
+    adapter_names: Sequence[Any] | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "method", resolve(self.method))
+        for name, allowed in CHOICES.items():
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"{name}: expected one of {allowed}; got {getattr(self, name)!r}")
+        if self.max_rows is not None and not is_int(self.max_rows, 1):
+            raise ValueError(f"max_rows: expected None or an int >= 1; got {self.max_rows!r}")
+        if not isinstance(self.record, bool):
+            raise ValueError(f"record: expected True or False; got {self.record!r}")
+        if self.backend != "auto":
+            check_backend(self.backend, ("auto", *NAMES))
+        if self.adapter_names is not None:
+            object.__setattr__(self, "adapter_names", self._entries())
 
     @property
     def planned(self) -> Method | CLoRA:
         return Merge() if self.method is None else self.method
 
+    @property
+    def forced(self) -> str | None:
+        """The backend that the ops shall run on, None for the best of each."""
+        return None if self.backend == "auto" else self.backend
 
-def new_summary(
-    settings: Settings,
-    adapters: tuple[str, ...],
-    weights: WeightReport,
-    no_cache: str | None,
-    device: torch.device,
-) -> Summary:
-    """A summary without steps. ``no_cache``: why features are not cached, None where they are."""
-    method = settings.method
-    return Summary(
-        method=None if method is None else type(method).__name__.lower(),
-        adapters=adapters,
-        backend=_backend(settings.backend, device),
-        weights=asdict(weights),
-        cache={"used": no_cache is None, "reason": no_cache or "as the method schedules"},
-    )
-
-
-def _backend(asked: str, device: torch.device) -> str:
-    """What the ops run on."""
-    if asked != "auto":
-        return asked
-    if device.type == "cuda":
-        found = backends()
-        return next(name for name in ("cuda", "triton", "torch") if found[name]["available"])
-    return "cpu" if device.type == "cpu" else "torch"
+    def _entries(self) -> tuple[tuple[str, ...] | None, ...]:
+        form = f"an entry per image: a list of names, a name or {BASE!r}"
+        names = self.adapter_names
+        if isinstance(self.method, CLoRA):
+            raise ValueError(
+                f"adapter_names: expected None with CLoRA, its rows tell; got {names!r}"
+            )
+        if not is_list(names) or not names:
+            raise ValueError(f"adapter_names: expected {form}; got {names!r}")
+        entries = []
+        for i, entry in enumerate(names):
+            members = (entry,) if isinstance(entry, str) and entry != BASE else entry
+            members = () if entry == BASE else members
+            if entry is not None and not (
+                is_list(members) and all(isinstance(m, str) for m in members)
+            ):
+                raise ValueError(f"adapter_names[{i}]: expected {form}; got {entry!r}")
+            if entry is not None and len(set(members)) < len(members):
+                raise ValueError(f"adapter_names[{i}]: expected every name once; got {entry!r}")
+            entries.append(None if entry is None else tuple(members))
+        return tuple(entries)

@@ -3,7 +3,7 @@
 Pure Python: nothing here imports torch, diffusers or numpy.
 """
 
-from .corrected import partition, plan, plan_rows
+from .corrected import follows_steps, partition, plan, text_adapters
 from .refresh import refresh_steps, reuses
 from .stepplan import Choice, Measure, Plan, StepPlan, Walk
 
@@ -13,9 +13,10 @@ __all__ = [
     "Plan",
     "StepPlan",
     "Walk",
+    "follows_steps",
     "partition",
     "plan",
-    "plan_rows",
     "refresh_steps",
     "reuses",
+    "text_adapters",
 ]

@@ -1,7 +1,4 @@
-"""Schedules as data: for each step who leads, whose deep part runs, with which weights.
-
-Pure Python: knows neither torch nor diffusers. ``plan`` turns a method into a ``Plan``.
-"""
+"""``plan`` turns a method into a ``Plan``."""
 
 from __future__ import annotations
 
@@ -13,7 +10,7 @@ from .refresh import refresh_steps, reuses
 from .released import plan_released
 from .stepplan import Choice, Measure, Plan, StepPlan, last_only, shares, singles
 
-__all__ = ["partition", "plan", "plan_rows"]
+__all__ = ["follows_steps", "partition", "plan", "text_adapters"]
 
 
 def partition(
@@ -54,12 +51,20 @@ def plan(method: Method, adapters: Sequence[str], timesteps: int, *, guided: boo
     raise TypeError(f"plan: expected a method with a schedule; got {method!r}")
 
 
-def plan_rows(subsets: Sequence[tuple[str, ...]], timesteps: int) -> Plan:
-    """A run in which every subset is one row, whole, at every step (CLoRA)."""
-    count = len(subsets)
-    choice = Choice(None, (True,) * count, (1.0 / count,) * count)
-    step = StepPlan(tuple(range(count)), choice)
-    return Plan(tuple(subsets), (step,) * timesteps, reuse=False)
+def text_adapters(method: Method, adapters: Sequence[str]) -> tuple[str, ...] | None:
+    """Adapters that are alone active while a run's prompt is encoded; None: those that are.
+
+    The released Switch encodes it with its first adapter.
+    """
+    if not isinstance(method, Switch) or not adapters:
+        return None
+    leaders, _ = _switch_leaders(method, list(adapters), 1)
+    return (adapters[leaders[0]],)
+
+
+def follows_steps(method: Method, adapters: Sequence[str]) -> bool:
+    """Whether it matters to what a step does which one of how many it is."""
+    return reuses(method) or (isinstance(method, Switch | CMLoRA) and len(adapters) > 1)
 
 
 def _merge(method: Method, adapters: tuple[str, ...], T: int) -> Plan:

@@ -189,10 +189,17 @@ class Executor:
             pieces.append(self.run_rows(plain, inputs, rows, cache, shared))
         return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
 
+    def cuts(self, inputs: UNetInputs, table: RowTable) -> bool:
+        """Whether the rows of a step run in more than one chunk."""
+        return len(table) > self._chunk_size(inputs, table)
+
+    def _chunk_size(self, inputs: UNetInputs, table: RowTable) -> int:
+        return inputs.batch if self.keeps_batch else self._execution.max_rows or len(table)
+
     def chunks(self, inputs: UNetInputs, table: RowTable) -> Iterator[Rows]:
         """The rows of a step, as many at a time as run together: one adapter's, to keep a batch."""
         inputs, count = self._with_text(inputs), len(table)
-        size = inputs.batch if self.keeps_batch else self._execution.max_rows or count
+        size = self._chunk_size(inputs, table)
         for start in range(0, count, size):
             yield self._bound(table if size >= count else table[start : start + size])
 

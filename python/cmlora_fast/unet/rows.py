@@ -51,7 +51,7 @@ class RowTable:
 
     @classmethod
     def product(cls, subsets: int, batch: int, **given: Any) -> RowTable:
-        """Every sample with every subset of the run: row j * batch + n is sample n with subset j."""
+        """Every sample with every subset: row j * batch + n is sample n with subset j."""
         rows, samples = tuple(range(subsets * batch)), tuple(range(batch)) * subsets
         subset = tuple(j for j in range(subsets) for _ in range(batch))
         return cls(samples, subset, rows, rows, len(rows), **{"deep": rows, **given})
@@ -64,9 +64,7 @@ class RowTable:
         certain.
         """
         numbers, subset, _ = memory
-        return cls(
-            sample, subset, numbers, numbers, 0, (), whole=False, memory=memory, runs=runs
-        )
+        return cls(sample, subset, numbers, numbers, 0, (), whole=False, memory=memory, runs=runs)
 
     def __len__(self) -> int:
         return len(self.sample)
@@ -270,10 +268,8 @@ def pick(tensor: Tensor, rows: Column) -> Tensor:
     """``tensor[rows]``: a view where they follow one another, else a copy in the same layout."""
     if isinstance(rows, Tensor):
         return tensor.index_select(0, rows)
-    stretches = _stretches(rows)
-    if stretches == [(0, len(tensor))]:
-        return tensor
-    pieces = [tensor[start:stop] for start, stop in stretches]
+    whole = 0, len(tensor)
+    pieces = [tensor if span == whole else tensor[slice(*span)] for span in _stretches(rows)]
     return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
 
 

@@ -1,0 +1,167 @@
+"""The run of CLoRA: its rows at every step, each under its own prompt."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..adapters import Execution, LoadedAdapters
+from ..clora.prompts import RowPrompts, encode_rows
+from ..clora.step import Contrast, ContrastStep
+from ..methods import CLoRA
+from ..unet.executor import Texts, all_pairs
+from ..unet.inputs import UNetInputs
+from ..unet.rows import RowTable
+from ..unet.tap import AttentionTap
+from .checks import check_names
+from .recorder import Recorder, summed
+from .run import Call, Clock
+from .settings import BASE, Settings
+from .summary import Summary
+
+__all__ = ["ContrastRun", "check_contrast"]
+
+
+class ContrastRun:
+    """As ``Run`` says; the step itself is ``Contrast``'s."""
+
+    gradients = True
+
+    def __init__(self, call: Call):
+        self._call, self.settings = call, call.settings
+        self._method = call.settings.method
+        self._recorder: Recorder | None = None
+        self._prompts: RowPrompts | None = None
+        self._contrast: Contrast | None = None
+        self._tap = AttentionTap()
+        self.correction: Tensor | None = None
+        self.clock, self.execution, self.summary = Clock(), Execution(), Summary()
+        self._images = 0
+
+    @staticmethod
+    def check(settings: Settings, unet: nn.Module, adapters: LoadedAdapters) -> None:
+        check_names(settings.method, adapters.loaded)
+
+    def encode(self, encode: functools.partial) -> Any:
+        call = self._call
+        self._prompts = encode_rows(call.border.pipe, self._method, encode, call.adapters.names)
+        return encode()
+
+    def begin(self, inputs: UNetInputs, clock: Clock) -> None:
+        call, method, prompts = self._call, self._method, self._prompts
+        if prompts is None or clock.lone:
+            raise RuntimeError("CLoRA: expected a pipeline call, whose prompt gives the rows")
+        border, executor, styles = call.border, call.executor, method.style_adapters
+        execution = call.execution(inputs, gradients=method.latent_update)
+        check_contrast(execution.whole, inputs, border.parts(), method, prompts)
+        subsets = [(() if r.adapter is None else (r.adapter,)) + styles for r in prompts.rows]
+        executor.prepare(
+            call.adapters.scaled(dict.fromkeys(styles, method.style_weight)),
+            subsets,
+            inputs.scale,
+            execution,
+            Texts(
+                all_pairs(len(subsets)),
+                lambda batch: prompts.at(batch, border.parts(), inputs.sample),
+            ),
+        )
+        self._tap.attach(border.unet)
+        self._contrast = Contrast(
+            method,
+            prompts.rows,
+            executor,
+            self._tap,
+            clock.steps,
+            self.settings.record,
+            inputs.sample,
+            border.unet.config.out_channels,
+        )
+        self.clock, self.execution = clock, execution
+        self.summary = call.summary("every row is full", inputs.sample.device)
+        self.summary.rows = prompts.rows
+        self._recorder = Recorder(self.summary, self.settings.record, execution.static)
+        members = tuple(dict.fromkeys(name for subset in subsets for name in subset))
+        self._fixed = {"dominant": None, "early": None, "refreshed": members}
+
+    def step(self, plain: Callable[..., Any], inputs: UNetInputs, whole: Callable[[], Any]) -> Any:
+        self._recorder.begin_step()
+        images = self._call.images(inputs.batch, self._images)
+        table = RowTable.product(len(self._prompts.rows), inputs.batch)
+        self._recorder.note(
+            table, inputs.timestep, lambda: [dict(self._fixed) for _ in range(images)]
+        )
+        scale = input_scale(self._call.border.scheduler, inputs.timestep)
+        step = self._contrast.step(plain, inputs, table, self.clock.step, images, scale)
+        self.correction = step.correction
+        self._note(step)
+        return step.noise
+
+    def _note(self, step: ContrastStep) -> None:
+        names = [row.adapter or BASE for row in self._prompts.rows]
+        losses, shares, areas = step.losses, step.shares, step.masks.mean((2, 3)).t()
+        self._recorder.add(lambda: _found(names, losses, shares, areas))
+        if self._recorder.record:
+            self._recorder.keep("maps", step.maps.cpu())
+            self._recorder.keep("masks", step.masks[:, 0].cpu())
+
+    def after_step(self, latents: Tensor) -> None:
+        self._images = len(latents)
+        if self._recorder.record:
+            self._recorder.read(latents)
+        self._recorder.end_step()
+        self.clock.calls += 1
+
+    def settle(self) -> None:
+        if self._recorder is not None:
+            self._recorder.settle()
+
+    def close(self) -> None:
+        self._tap.detach()
+        self.correction = None
+        if self._recorder is not None:
+            self._recorder.collect()
+
+
+def _found(
+    names: list[str], losses: Tensor | None, shares: Tensor, areas: Tensor
+) -> list[dict[str, Any]]:
+    """Fields of every image; losses (evaluations, images), shares and areas (images, rows)."""
+    found = [
+        {"weights": summed(names, share), "mask_area": summed(names, area), "loss": ()}
+        for share, area in zip(shares.tolist(), areas.tolist(), strict=True)
+    ]
+    if losses is not None:
+        for image, loss in zip(found, losses.t().tolist(), strict=True):
+            image["loss"] = tuple(loss)
+    return found
+
+
+def check_contrast(
+    whole: str | None, inputs: UNetInputs, parts: int, method: CLoRA, prompts: RowPrompts
+) -> None:
+    """Raise ``ValueError`` for a UNet call that CLoRA cannot run."""
+    foreign = set(inputs.added or ()) - {"text_embeds", "time_ids"}
+    if foreign:
+        raise ValueError(f"CLoRA: expected no conditions beside the text; got {sorted(foreign)}")
+    if method.latent_update and whole is not None:
+        raise ValueError(f"CLoRA: expected a UNet call that can be taken apart; {whole}")
+    if inputs.batch % parts:
+        raise ValueError(
+            f"CLoRA: expected {parts} guidance parts; the UNet was called with {inputs.batch} rows"
+        )
+    width, own = inputs.raw_text.shape[-1], prompts.positive.shape[-1]
+    if width != own:
+        raise ValueError(
+            f"CLoRA.row_prompt_embeds: expected embeddings of the UNet's width {width}; got {own}"
+        )
+
+
+def input_scale(scheduler: Any, timestep: Any) -> float:
+    """What ``scheduler.scale_model_input`` multiplies latents by at this step."""
+    if not hasattr(scheduler, "scale_model_input"):
+        return 1.0
+    return float(scheduler.scale_model_input(torch.ones(1), timestep))
