@@ -47,7 +47,7 @@ def combine_(
     """
     op, guided = "combine_", guidance_scale is not None
     _check(op, out, noise, weights, guidance_scale)
-    backend = pick(op, out, ("cpu", "cuda", "triton"))
+    backend = pick(op, out, ("cpu", "cuda", "triton") if weights.dim() == 2 else ("cuda", "triton"))
     if backend == "torch":
         return reference.combine_(out, noise, weights, guidance_scale)
     if backend == "triton":
