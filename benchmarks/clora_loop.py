@@ -71,12 +71,13 @@ class CLoRALoop:
                 with torch.no_grad():
                     noise, maps = self._rows(z, t)
             z, noise, maps = z.detach(), noise.detach(), maps.detach()
-            masks = self._masks(maps, z.shape[-2:]) if i >= self.method.apply_mask_after else None
+            masks = z.new_ones(len(maps), 1, *z.shape[-2:])
+            if i >= self.method.apply_mask_after:
+                masks = self._masks(maps, z.shape[-2:])
             fused = torch.empty_like(z)
-            ops.mask_fuse_(fused, noise, masks, self.guidance_scale)
+            ops.combine_(fused, noise, ops.mask_shares(masks), self.guidance_scale)
             z = self.scheduler.step(fused, t, z).prev_sample
-            everywhere = z.new_ones(len(maps), *z.shape[-2:])
-            yield Step(z, maps, everywhere if masks is None else masks[:, 0], tuple(losses))
+            yield Step(z, maps, masks[:, 0], tuple(losses))
 
     def _rows(self, z: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         """Predictions [2, J, 1, C, h, w] and mean maps [J, r, q, 77]."""

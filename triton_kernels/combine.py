@@ -6,11 +6,11 @@ from torch import Tensor
 
 
 @triton.jit
-def _weighted_sum(noise_ptr, weights_ptr, at, mask, b, J, B, j_stride, BLOCK: tl.constexpr):
+def _weighted_sum(noise, j_stride, weights, w_stride, mask, J, BLOCK: tl.constexpr):
     total = tl.zeros([BLOCK], tl.float32)
     for j in range(J):
-        value = tl.load(noise_ptr + at + j * j_stride, mask=mask, other=0.0).to(tl.float32)
-        total += tl.load(weights_ptr + j * B + b) * value
+        value = tl.load(noise + j * j_stride, mask=mask, other=0.0).to(tl.float32)
+        total += tl.load(weights + j * w_stride, mask=mask, other=0.0) * value
     return total
 
 
@@ -18,7 +18,7 @@ def _weighted_sum(noise_ptr, weights_ptr, at, mask, b, J, B, j_stride, BLOCK: tl
 def _combine_kernel(
     out_ptr,  # [G, B, C, H, W], guided [B, C, H, W]
     noise_ptr,  # [G, J, B, C, H, W]
-    weights_ptr,  # [J, B]
+    weights_ptr,  # [J, B], per pixel [J, B, H, W]
     guidance_scale,
     J,
     B,
@@ -34,6 +34,7 @@ def _combine_kernel(
     noise_b_stride,
     noise_c_stride,
     noise_h_stride,
+    PER_PIXEL: tl.constexpr,
     GUIDED: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
@@ -42,10 +43,13 @@ def _combine_kernel(
     c, h, w = (element // (H * W)).to(tl.int64), element // W % H, element % W
     mask = element < C * H * W
     at = g * noise_g_stride + b * noise_b_stride + c * noise_c_stride + h * noise_h_stride + w
-    total = _weighted_sum(noise_ptr, weights_ptr, at, mask, b, J, B, noise_j_stride, BLOCK)
+    pixels = H * W if PER_PIXEL else 1
+    weights = weights_ptr + b * pixels + element % pixels
+    noise, w_stride = noise_ptr + at, B * pixels
+    total = _weighted_sum(noise, noise_j_stride, weights, w_stride, mask, J, BLOCK)
     if GUIDED:
-        at += noise_g_stride
-        other = _weighted_sum(noise_ptr, weights_ptr, at, mask, b, J, B, noise_j_stride, BLOCK)
+        noise += noise_g_stride
+        other = _weighted_sum(noise, noise_j_stride, weights, w_stride, mask, J, BLOCK)
         total += guidance_scale * (other - total)
     out_at = g * out_g_stride + b * out_b_stride + c * out_c_stride + h * out_h_stride + w
     tl.store(out_ptr + out_at, total.to(out_ptr.dtype.element_ty), mask=mask)
@@ -62,5 +66,5 @@ def combine_(
     BLOCK = 1024
     _combine_kernel[(triton.cdiv(C * H * W, BLOCK), B, 1 if guided else G)](
         out, noise, weights, guidance_scale if guided else 0.0, J, B, C, H, W,
-        *out_strides, *noise.stride()[:5], guided, BLOCK,
+        *out_strides, *noise.stride()[:5], weights.dim() == 4, guided, BLOCK,
     )  # fmt: skip

@@ -1,7 +1,7 @@
 #include <stdexcept>
 #include <string>
 
-#include "bindings/predictions.h"
+#include "bindings/bind.h"
 #include "ops/cache_refresh.h"
 #include "ops/combine.h"
 #include "ops/decide.h"
@@ -14,31 +14,21 @@ namespace {
 
 RadialAmplitude radial_amplitude_op(uintptr_t mean, uintptr_t profile, uintptr_t latents,
                                     const Sizes<4>& shape, const Sizes<4>& strides,
-                                    int64_t first_bin, bool log, int dtype) {
-  return {at<float>(mean), at<float>(profile), at<void>(latents), shape[0],   shape[1],  shape[2],
-          shape[3],        strides[0],         strides[1],        strides[2], first_bin, log,
+                                    uintptr_t scratch, int64_t first_bin, bool log, int dtype) {
+  return {at<float>(mean),
+          at<float>(profile),
+          at<void>(latents),
+          at<float>(scratch),
+          shape[0],
+          shape[1],
+          shape[2],
+          shape[3],
+          strides[0],
+          strides[1],
+          strides[2],
+          first_bin,
+          log,
           DType(dtype)};
-}
-
-void bind_radial_amplitude(nb::module_& m) {
-  m.def("radial_amplitude",
-        [](uintptr_t mean, uintptr_t profile, uintptr_t latents, const Sizes<4>& shape,
-           const Sizes<4>& strides, int64_t first_bin, bool log, int dtype, int isa) {
-          const auto op =
-              radial_amplitude_op(mean, profile, latents, shape, strides, first_bin, log, dtype);
-          nb::gil_scoped_release release;
-          cpu::radial_amplitude(op, isa);
-        });
-  nb::module_ gpu = m.attr("cuda");
-  gpu.def("radial_amplitude",
-          [](uintptr_t mean, uintptr_t profile, uintptr_t latents, const Sizes<4>& shape,
-             const Sizes<4>& strides, int64_t first_bin, bool log, int dtype, uintptr_t scratch,
-             int device, uintptr_t stream) {
-            cuda::radial_amplitude(
-                radial_amplitude_op(mean, profile, latents, shape, strides, first_bin, log, dtype),
-                at<float>(scratch), {device, stream});
-          });
-  gpu.def("radial_scratch", cuda::radial_scratch);
 }
 
 // Rows in range, none named twice: two writers of one row would race.
@@ -74,6 +64,27 @@ CacheRefresh cache_refresh_op(uintptr_t cache, const Sizes<4>& shape, const Size
           element_size};
 }
 
+Combine combine_op(uintptr_t out, const Sizes<4>& out_strides, uintptr_t noise,
+                   const Sizes<6>& shape, const Sizes<6>& strides, uintptr_t weights,
+                   bool per_pixel, bool guided, float guidance_scale, int dtype) {
+  const auto [G, J, B, C, H, W] = shape;
+  return {at<void>(out),
+          at<void>(noise),
+          at<float>(weights),
+          G,
+          J,
+          B,
+          C,
+          H,
+          W,
+          {out_strides[0], out_strides[1], out_strides[2], out_strides[3]},
+          {strides[0], strides[1], strides[2], strides[3], strides[4]},
+          per_pixel,
+          guided,
+          guidance_scale,
+          DType(dtype)};
+}
+
 Decide decide_op(uintptr_t early, uintptr_t weights, uintptr_t deep, uintptr_t reading,
                  uintptr_t shares, uintptr_t places, const Sizes<4>& sizes, double threshold,
                  bool latch, bool nan_early) {
@@ -87,14 +98,15 @@ Decide decide_op(uintptr_t early, uintptr_t weights, uintptr_t deep, uintptr_t r
 }  // namespace
 
 void bind_latents(nb::module_& m) {
-  bind_radial_amplitude(m);
-  bind_cuda(m, "decide", decide_op, cuda::decide);  // the CPU's host decides by itself
+  bind_op<radial_amplitude_op, cpu::radial_amplitude, cuda::radial_amplitude>(m,
+                                                                              "radial_amplitude");
+  bind_cuda<cuda::radial_scratch>(m, "radial_scratch");
+  bind_cuda<decide_op, cuda::decide>(m, "decide");  // the CPU's host decides by itself
   m.def("check_rows", [](uintptr_t rows, int64_t count, int64_t limit) {
     check_rows(at<int32_t>(rows), count, limit);
   });
-  bind_op(m, "cache_refresh", cache_refresh_op, cpu::cache_refresh, cuda::cache_refresh);
-  bind_op(m, "combine", sum_of_predictions<Combine, &Combine::weights>, cpu::combine,
-          cuda::combine);
+  bind_op<cache_refresh_op, cpu::cache_refresh, cuda::cache_refresh>(m, "cache_refresh");
+  bind_op<combine_op, cpu::combine, cuda::combine>(m, "combine");
 }
 
 }  // namespace cmlora

@@ -11,38 +11,42 @@ namespace cmlora::cuda {
 namespace {
 
 constexpr int kThreads = 128;
-constexpr int64_t kMaxGrid = 65535;
 
 struct Params {
   Combine op;
   Runs runs;
 };
 
-// Σ_j weights[j, b] · noise[j] for the `count` elements, eight at most, that start at `from`.
-template <typename T, bool vector>
-__device__ void weighted_sum(const Combine& op, const T* from, int64_t b, int64_t count,
+// Σ_j weights[j] · noise[j] for the `count` elements, eight at most, that start at `from`.
+template <typename T, bool vector, bool per_pixel>
+__device__ void weighted_sum(const Combine& op, const T* from, const float* weights, int64_t count,
                              float (&sums)[kOctet]) {
+  const int64_t stride = per_pixel ? op.B * op.H * op.W : op.B;
 #pragma unroll
   for (int e = 0; e < kOctet; ++e) sums[e] = 0.0f;
   for (int64_t j = 0; j < op.J; ++j) {
-    const float weight = op.weights[j * op.B + b];
+    const float* weight = weights + j * stride;
+    Octet<float> shares;
+    if (per_pixel) shares = load_octet<float>(vector, weight, 1, count);
     const Octet<T> octet = load_octet<T>(vector, from + j * op.noise_strides[1], 1, count);
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
       const float2 values = octet.get(i);
-      sums[2 * i] = fmaf(weight, values.x, sums[2 * i]);
-      sums[2 * i + 1] = fmaf(weight, values.y, sums[2 * i + 1]);
+      const float2 share = per_pixel ? shares.get(i) : float2{*weight, *weight};
+      sums[2 * i] = fmaf(share.x, values.x, sums[2 * i]);
+      sums[2 * i + 1] = fmaf(share.y, values.y, sums[2 * i + 1]);
     }
   }
 }
 
-template <typename T, bool vector>
-__device__ void combine_octet(const Combine& op, const T* noise, T* out, int64_t b, int64_t count) {
+template <typename T, bool vector, bool per_pixel>
+__device__ void combine_octet(const Combine& op, const T* noise, const float* weights, T* out,
+                              int64_t count) {
   float sums[kOctet];
-  weighted_sum<T, vector>(op, noise, b, count, sums);
+  weighted_sum<T, vector, per_pixel>(op, noise, weights, count, sums);
   if (op.guided) {
     float other[kOctet];
-    weighted_sum<T, vector>(op, noise + op.noise_strides[0], b, count, other);
+    weighted_sum<T, vector, per_pixel>(op, noise + op.noise_strides[0], weights, count, other);
 #pragma unroll
     for (int e = 0; e < kOctet; ++e) {
       sums[e] = fmaf(op.guidance_scale, other[e] - sums[e], sums[e]);
@@ -55,7 +59,7 @@ __device__ void combine_octet(const Combine& op, const T* noise, T* out, int64_t
 }
 
 // A thread makes eight neighbours of one image, or one element where they are no vectors.
-template <typename T, bool vector>
+template <typename T, bool vector, bool per_pixel>
 __global__ void __launch_bounds__(kThreads) combine_kernel(Params params) {
   const Combine& op = params.op;
   const Runs& runs = params.runs;
@@ -63,6 +67,7 @@ __global__ void __launch_bounds__(kThreads) combine_kernel(Params params) {
   const int64_t i = (int64_t(blockIdx.x) * kThreads + threadIdx.x) * width;
   if (i >= count(runs)) return;
   const int64_t images = op.guided ? op.B : op.G * op.B;
+  const int64_t pixels = op.H * op.W;
   for (int64_t image = blockIdx.y; image < images; image += gridDim.y) {
     const int64_t g = image / op.B, b = image % op.B;
     const T* noise = static_cast<const T*>(op.noise) + g * op.noise_strides[0] +
@@ -70,7 +75,8 @@ __global__ void __launch_bounds__(kThreads) combine_kernel(Params params) {
                      offset(runs, i, op.noise_strides[3], op.noise_strides[4]);
     T* out = static_cast<T*>(op.out) + g * op.out_strides[0] + b * op.out_strides[1] +
              offset(runs, i, op.out_strides[2], op.out_strides[3]);
-    combine_octet<T, vector>(op, noise, out, b, width);
+    const float* weights = op.weights + (per_pixel ? b * pixels + i % pixels : b);
+    combine_octet<T, vector, per_pixel>(op, noise, weights, out, width);
   }
 }
 
@@ -80,7 +86,7 @@ bool in_vectors(const Combine& op, const Runs& runs) {
                aligned(op.noise, 16) && aligned(op.out, 16);
   for (int i = 0; i < 3; ++i) whole = whole && op.noise_strides[i] % kOctet == 0;
   for (int i = 0; i < 2; ++i) whole = whole && op.out_strides[i] % kOctet == 0;
-  return whole;
+  return whole && (!op.per_pixel || (op.H * op.W % kOctet == 0 && aligned(op.weights, 16)));
 }
 
 }  // namespace
@@ -94,7 +100,9 @@ void combine(const Combine& op, const Stream& stream) {
                   unsigned(std::min(images, kMaxGrid)));
   with_type(op.dtype, [&](auto element) {
     using T = decltype(element);
-    const auto kernel = vector ? combine_kernel<T, true> : combine_kernel<T, false>;
+    const auto plain = vector ? combine_kernel<T, true, false> : combine_kernel<T, false, false>;
+    const auto mixed = vector ? combine_kernel<T, true, true> : combine_kernel<T, false, true>;
+    const auto kernel = op.per_pixel ? mixed : plain;
     launch("combine_", kernel, grid, kThreads, 0, stream, Params{op, runs});
   });
 }

@@ -11,7 +11,7 @@ namespace cmlora {
 struct Combine {
   void* out;             // [G, B, C, H, W], guided [B, C, H, W], last dimension contiguous
   const void* noise;     // [G, J, B, C, H, W], last dimension contiguous
-  const float* weights;  // [J, B]
+  const float* weights;  // [J, B], per pixel [J, B, H, W], contiguous
   int64_t G;
   int64_t J;
   int64_t B;
@@ -20,6 +20,7 @@ struct Combine {
   int64_t W;
   int64_t out_strides[4];    // of G (0 when guided), B, C, H
   int64_t noise_strides[5];  // of G, J, B, C, H
+  bool per_pixel;
   bool guided;
   float guidance_scale;
   DType dtype;

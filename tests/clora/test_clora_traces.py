@@ -3,7 +3,7 @@
 import pytest
 import torch
 from cmlora_fast.clora.tracked import Tracked
-from cmlora_fast.ops import clora_reference as ops
+from cmlora_fast.ops import reference as ops
 
 from ..support.clora_traces import NAMES, RECORDED, load, method_of
 

@@ -1,7 +1,8 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from cmlora_fast.ops import clora_reference as ops
+from cmlora_fast.clora.masks import pixel_shares
+from cmlora_fast.ops import reference as ops
 
 
 def picture(*lines):
@@ -117,6 +118,10 @@ def test_images_do_not_mix():
         assert torch.equal(together[:, b : b + 1], alone)
 
 
+def fuse(out, noise, masks, scale=None):
+    ops.combine_(out, noise, ops.mask_shares(masks), scale)
+
+
 def blend(noise, masks):
     """The fusion of one image, pixel by pixel of each guidance part. noise [J, C, H, W]."""
     return (masks[:, None] * noise).sum(0) / masks.sum(0)
@@ -126,7 +131,7 @@ def test_fuse_averages_the_claimants():
     noise = torch.randn(2, 3, 2, 4, 5, 7)
     masks = ops.claim_rest((torch.rand(3, 2, 5, 7) > 0.6).float())
     out = torch.full((2, 2, 4, 5, 7), float("nan"))
-    ops.mask_fuse_(out, noise, masks)
+    fuse(out, noise, masks)
     for g in range(2):
         for b in range(2):
             torch.testing.assert_close(out[g, b], blend(noise[g, :, b], masks[:, b]))
@@ -136,40 +141,35 @@ def test_fuse_averages_the_claimants():
     assert torch.equal(out[0, 0][:, lone], taken[:, lone])
 
 
-@pytest.mark.parametrize("masked", [True, False])
-def test_guidance_commutes_with_the_blend(masked):
+def test_guidance_commutes_with_the_blend():
     noise = torch.randn(2, 3, 1, 4, 6, 6, dtype=torch.float64)
-    masks = (torch.rand(3, 1, 6, 6) > 0.5).double() if masked else None
+    masks = (torch.rand(3, 1, 6, 6) > 0.5).double()
     parts, guided = noise.new_empty(2, 1, 4, 6, 6), noise.new_empty(1, 4, 6, 6)
-    ops.mask_fuse_(parts, noise, masks)
-    ops.mask_fuse_(guided, noise, masks, 7.5)
+    fuse(parts, noise, masks)
+    fuse(guided, noise, masks, 7.5)
     torch.testing.assert_close(guided, parts[0] + 7.5 * (parts[1] - parts[0]))
     each = noise[:1] + 7.5 * (noise[1:] - noise[:1])
     first = guided.clone()
-    ops.mask_fuse_(first[None], each, masks)
+    fuse(first[None], each, masks)
     torch.testing.assert_close(first, guided)
 
 
-def test_without_masks_the_plain_mean():
-    noise = torch.randn(1, 4, 2, 4, 3, 3)
-    out, ones = torch.empty(1, 2, 4, 3, 3), torch.empty(1, 2, 4, 3, 3)
-    ops.mask_fuse_(out, noise, None)
-    ops.mask_fuse_(ones, noise, torch.ones(4, 2, 3, 3))
+@pytest.mark.parametrize("claim", [1.0, 0.0], ids=["by all", "by nobody"])
+def test_what_is_claimed_alike_is_the_plain_mean(claim):
+    noise, out = torch.randn(1, 4, 2, 4, 3, 3), torch.empty(1, 2, 4, 3, 3)
+    fuse(out, noise, torch.full((4, 2, 3, 3), claim))
     torch.testing.assert_close(out, noise.mean(1))
-    torch.testing.assert_close(ones, out)
-    ops.mask_fuse_(ones, noise, torch.zeros(4, 2, 3, 3))  # claimed by nobody
-    torch.testing.assert_close(ones, out)
 
 
 def test_one_row_is_itself_and_low_precision_is_rounded_once():
     noise = torch.randn(2, 1, 1, 4, 3, 3)
     out = torch.empty(2, 1, 4, 3, 3)
-    ops.mask_fuse_(out, noise, torch.ones(1, 1, 3, 3))
+    fuse(out, noise, torch.ones(1, 1, 3, 3))
     assert torch.equal(out, noise[:, 0])
     noise, masks = torch.randn(2, 3, 1, 4, 8, 8).bfloat16(), torch.rand(3, 1, 8, 8)
     exact, rounded = torch.empty(1, 4, 8, 8), torch.empty(1, 4, 8, 8).bfloat16()
-    ops.mask_fuse_(exact, noise.float(), masks, 7.5)
-    ops.mask_fuse_(rounded, noise, masks, 7.5)
+    fuse(exact, noise.float(), masks, 7.5)
+    fuse(rounded, noise, masks, 7.5)
     assert torch.equal(rounded, exact.bfloat16())
 
 
@@ -178,3 +178,8 @@ def test_shares_sum_to_one():
     shares = ops.mask_shares(masks)
     torch.testing.assert_close(shares.sum(0), torch.ones(2, 4, 4))
     assert shares.isfinite().all()
+
+
+def test_pixels_that_only_a_row_of_no_share_claims_have_shares():
+    shares = pixel_shares(torch.tensor([[1.0], [0.0]]), torch.tensor([[[0.0, 1.0]], [[1.0, 1.0]]]))
+    assert shares.flatten(1).tolist() == [[0.5, 1.0], [0.5, 0.0]]

@@ -40,6 +40,27 @@ def test_force_nests_and_restores():
     assert backends.pick("op", torch.zeros(1), ("cpu",)) == "cpu"
 
 
+def test_using_holds_without_looking(monkeypatch):
+    monkeypatch.setattr(backends, "missing", lambda name: pytest.fail("checked at every step"))
+    with backends.using("torch"):
+        with backends.using(None):
+            assert backends.pick("op", torch.zeros(1), ("cpu",)) == "torch"
+    assert backends.pick("op", torch.zeros(1), ("cpu",)) == "cpu"
+
+
+def test_checks_without_the_report(monkeypatch):
+    monkeypatch.setattr(backends, "backends", lambda: pytest.fail("built the whole report"))
+    backends.check_backend("auto", ("auto", *backends.NAMES))
+    for name in backends.NAMES:
+        reason = backends.missing(name)
+        if not reason:
+            backends.check_backend(name)
+            continue
+        with pytest.raises(RuntimeError) as caught:
+            backends.check_backend(name)
+        assert str(caught.value) == f"backend {name!r} is not available: {reason}"
+
+
 def test_force_runs_the_twin():
     latents = torch.randn(1, 4, 16, 16)
     with ops.force(backend="torch"):
@@ -51,11 +72,11 @@ def test_unknown_and_missing_names():
     with pytest.raises(ValueError, match=r"force: expected isa of scalar.*; got 'sse9'"):
         with ops.force(isa="sse9"):
             pass
-    with pytest.raises(ValueError, match=r"force: expected backend of cpu, cuda.*; got 'gpu'"):
+    with pytest.raises(ValueError, match=r"backend: expected one of cpu, cuda.*; got 'gpu'"):
         with ops.force(backend="gpu"):
             pass
     if not torch.cuda.is_available():
-        with pytest.raises(RuntimeError, match=r"force: backend 'cuda' is not available: .*CUDA"):
+        with pytest.raises(RuntimeError, match=r"^backend 'cuda' is not available: .*CUDA"):
             with ops.force(backend="cuda"):
                 pass
     with pytest.raises(ValueError, match="gpu"):

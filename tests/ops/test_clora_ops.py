@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from cmlora_fast.ops import clora_reference as ops
+from cmlora_fast.ops import reference as ops
 from torch import Tensor
 
 # The golden maps, similarities and gradient of the method's specification, four pixels each.

@@ -4,7 +4,7 @@ from cmlora_fast import ops
 from cmlora_fast.ops import reference
 from torch.library import opcheck
 
-from ..support.op_checks import assert_as_good, with_serial_pool
+from ..support.op_checks import assert_as_good, row_weights, with_serial_pool
 
 SHAPES = [  # G, J, B, C, H, W
     (1, 1, 1, 1, 1, 1),  # the smallest
@@ -16,8 +16,11 @@ SHAPES = [  # G, J, B, C, H, W
 ]
 
 
-def make_inputs(shape, dtype=torch.float32, guided=False):
-    noise, weights = torch.randn(shape), torch.randn(shape[1:3])
+WEIGHTS = pytest.mark.parametrize("per_pixel", [False, True], ids=["per image", "per pixel"])
+
+
+def make_inputs(shape, dtype=torch.float32, guided=False, per_pixel=False):
+    noise, weights = torch.randn(shape), row_weights(shape, per_pixel)
     out = torch.full(shape[2:] if guided else (shape[0], *shape[2:]), float("nan"))
     return out.to(dtype), noise.to(dtype), weights
 
@@ -29,29 +32,34 @@ def check(out, noise, weights, guidance_scale=None):
 
     exact = apply(reference.combine_, out.double(), noise.double())
     twin = apply(reference.combine_, out.clone(), noise)
-    spread = (noise.double().abs() * weights.abs()[:, :, None, None, None]).sum(1)
-    terms = spread * (1 + 2 * abs(guidance_scale or 0))
+    terms = noise.new_zeros(noise.shape[0], *noise.shape[2:], dtype=torch.double)
+    reference.combine_(terms, noise.double().abs(), weights.abs())
+    terms *= 1 + 2 * abs(guidance_scale or 0)
     assert_as_good(apply(ops.combine_, out, noise), twin, exact, terms)
 
 
+@WEIGHTS
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_matches_reference(shape, dtype, isa):
-    check(*make_inputs(shape, dtype))
+def test_matches_reference(shape, per_pixel, dtype, isa):
+    check(*make_inputs(shape, dtype, per_pixel=per_pixel))
 
 
+@WEIGHTS
 @pytest.mark.parametrize("scale", [0.0, 1.0, 7.5, -3.0])
 @pytest.mark.parametrize("shape", [shape for shape in SHAPES if shape[0] == 2], ids=str)
-def test_guided_matches_reference(shape, scale, dtype, isa):
-    check(*make_inputs(shape, dtype, guided=True), scale)
+def test_guided_matches_reference(shape, scale, per_pixel, dtype, isa):
+    check(*make_inputs(shape, dtype, True, per_pixel), scale)
 
 
-def test_strided_inputs(dtype, isa):
-    out, noise, weights = make_inputs((2, 3, 2, 4, 6, 9), dtype, guided=True)
+@WEIGHTS
+def test_strided_inputs(per_pixel, dtype, isa):
+    out, noise, weights = make_inputs((2, 3, 2, 4, 6, 9), dtype, True, per_pixel)
     rows = noise.movedim(0, 1).contiguous().movedim(1, 0)  # rows before guidance parts
     check(out, rows, weights, 7.5)
     wide = torch.zeros(2, 8, 6, 20).to(dtype)
     check(wide[:, 2:6, :, 3:12], noise[..., :9], weights, 2.0)
-    check(wide[:, 2:6, :3, 3:12], noise[..., ::2, :], weights, 2.0)
+    third = weights[..., ::2, :].contiguous() if per_pixel else weights
+    check(wide[:, 2:6, :3, 3:12], noise[..., ::2, :], third, 2.0)
     check(out, noise[:1].expand(2, -1, -1, -1, -1, -1), weights, 2.0)
     assert not wide[:, :2].any() and not wide[..., 12:].any()
 
@@ -62,10 +70,22 @@ def test_extreme_values(value, dtype, isa):
     check(out, (noise * value).to(dtype), weights / 10)
 
 
-def test_one_row_of_weight_one_is_itself(dtype, isa):
+@pytest.mark.parametrize("form", [(1, 2), (1, 2, 5, 7)], ids=str)
+def test_one_row_of_weight_one_is_itself(form, dtype, isa):
     out, noise, _ = make_inputs((2, 1, 2, 4, 5, 7), dtype)
-    ops.combine_(out, noise, torch.ones(1, 2))
+    ops.combine_(out, noise, torch.ones(form))
     assert torch.equal(out, noise[:, 0])
+
+
+@pytest.mark.parametrize("size", [(9, 8), (5, 7)], ids=str)
+def test_equal_pixels_are_an_image(size, dtype, isa):
+    """Whole vectors and rests alike: the same sums, whichever way the weights come."""
+    out, noise, weights = make_inputs((2, 3, 2, 4, *size), dtype, guided=True)
+    rows = noise[..., : size[1]].movedim(-2, -3).contiguous().movedim(-3, -2)  # runs of a line
+    ops.combine_(out, rows, weights, 7.5)
+    pixels, per_pixel = torch.empty_like(out), weights[..., None, None].expand(-1, -1, *size)
+    ops.combine_(pixels, rows, per_pixel.contiguous(), 7.5)
+    assert torch.equal(pixels, out)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
@@ -95,10 +115,12 @@ def test_repeatable_and_independent_of_neighbours(dtype, isa):
 def test_registration():
     opcheck(ops.combine_.op, make_inputs((2, 3, 1, 4, 2, 2)))
     opcheck(ops.combine_.op, (*make_inputs((2, 3, 1, 4, 2, 2), guided=True), 7.5))
+    opcheck(ops.combine_.op, make_inputs((2, 3, 1, 4, 5, 7), per_pixel=True))
 
 
-def test_compiles_without_graph_break():
-    out, noise, weights = make_inputs((2, 3, 1, 4, 2, 2), guided=True)
+@WEIGHTS
+def test_compiles_without_graph_break(per_pixel):
+    out, noise, weights = make_inputs((2, 3, 1, 4, 2, 2), torch.float32, True, per_pixel)
     expected = out.clone()
     ops.combine_(expected, noise, weights, 7.5)
     compiled = torch.compile(ops.combine_, fullgraph=True, backend="aot_eager")
@@ -111,6 +133,10 @@ def test_wrong_arguments_are_named():
     wrong = [
         ((out, noise[0], weights), ValueError, r"noise \[G, J, B, C, H, W\]"),
         ((out, noise, weights[1:]), ValueError, r"weights \[J, B\]"),
+        ((out, noise, torch.ones(3, 1, 2)), ValueError, r"weights \[J, B\] or \[J, B, H, W\]"),
+        ((out, noise, torch.ones(2, 1, 2, 2)), ValueError, r"or \[J, B, H, W\]"),
+        ((out, noise, torch.ones(3, 1, 2, 3)), ValueError, r"or \[J, B, H, W\]"),
+        ((out, noise, torch.ones(3, 1, 2, 2).mT), ValueError, "contiguous"),
         ((out, noise, weights.double()), TypeError, r"weights \[J, B\] as float32 tensor"),
         ((out, noise, torch.ones(3, 2)[:, :1]), ValueError, "contiguous"),
         ((out, noise.half(), weights), TypeError, "out, noise of one dtype"),

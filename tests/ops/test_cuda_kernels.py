@@ -1,4 +1,4 @@
-"""The CUDA kernels' own code, run on the CPU: see tests/host_cuda.py."""
+"""The CUDA kernels' own code, run on the CPU: see tests/support/host_cuda.py."""
 
 import math
 
@@ -6,20 +6,10 @@ import pytest
 import torch
 from cmlora_fast.ops import reference
 
-from ..support.host_cuda import HostCuda, build, guarded
-from ..support.op_checks import MIXES, RowTable, assert_as_good
+from ..support.host_cuda import guarded
+from ..support.op_checks import MIXES, RowTable, assert_as_good, row_weights
 
 SHARED = 227 << 10
-
-
-@pytest.fixture(scope="module")
-def library(tmp_path_factory):
-    return build(tmp_path_factory.mktemp("cuda")) or pytest.skip("needs g++")
-
-
-@pytest.fixture
-def cuda(library):
-    return HostCuda(library)
 
 
 def lora_inputs(mix, shape, dtype):
@@ -163,10 +153,15 @@ def test_cache_refresh_of_many_elements(cuda):
 
 
 @pytest.mark.parametrize("scale", [None, 7.5])
-@pytest.mark.parametrize("size", [(2, 3, 2, 4, 8, 8), (2, 1, 3, 4, 9, 7), (2, 5, 1, 4, 24, 16)])
+@pytest.mark.parametrize(
+    "size",
+    [(2, 3, 2, 4, 8, 8), (2, 1, 3, 4, 9, 7), (2, 5, 1, 4, 24, 16), (2, 2, 1, 8, 3, 5)],
+    ids=str,
+)
 @pytest.mark.parametrize("turned", [False, True], ids=["plain", "turned"])
-def test_combine(cuda, size, scale, turned, dtype):
-    noise, weights = torch.randn(size).to(dtype), torch.randn(size[1:3])
+@pytest.mark.parametrize("per_pixel", [False, True], ids=["per image", "per pixel"])
+def test_combine(cuda, size, scale, turned, per_pixel, dtype):
+    noise, weights = torch.randn(size).to(dtype), row_weights(size, per_pixel)
     if turned:
         noise = noise.transpose(3, 4).contiguous().transpose(3, 4)
     out = torch.zeros(noise.shape[2:] if scale else (2, *noise.shape[2:])).to(dtype)
@@ -223,23 +218,6 @@ def test_radial_amplitude_of_empty_bands_and_images(cuda):
     assert mean.isnan().all() and profile.isfinite().all()
 
 
-@pytest.mark.parametrize("scale", [None, 7.5])
-@pytest.mark.parametrize("masked", [True, False])
-@pytest.mark.parametrize("size", [(2, 3, 2, 4, 8, 8), (2, 1, 3, 4, 9, 7)], ids=str)
-def test_mask_fuse(cuda, size, masked, scale, dtype):
-    G, J, B, _, H, W = size
-    noise, masks = torch.randn(size).to(dtype), (torch.rand(J, B, H, W) > 0.5).float()
-    masks[:, 0, 0] = 0  # nobody's pixels
-    masks[0, 0, 1, 1] = 0.3
-    masks = masks if masked else None
-    out = guarded(torch.zeros(noise.shape[2:] if scale else (G, *noise.shape[2:])).to(dtype))
-    exact, twin = out.double(), out.clone()
-    reference.mask_fuse_(exact, noise.double(), masks, scale)
-    reference.mask_fuse_(twin, noise, masks, scale)
-    cuda.mask_fuse_(out, noise, masks, scale)
-    assert_as_good(out, twin, exact)
-
-
 GROUPS = {  # tracked map and concept of each map in the loss
     "two concepts": ([0, 1, 2, 3], [0, 0, 1, 1]),
     "unordered, shared": ([3, 0, 1, 2, 4, 5, 0], [2, 0, 0, 1, 1, 2, 1]),
@@ -285,15 +263,16 @@ def test_attention_tap(cuda, case, dtype):
     rest = torch.tensor(columns, dtype=torch.int32), heads, 0.3
     grad = torch.randn(rows, queries, len(columns))
 
-    def run(q, k, grad):
+    def run(op, q, k, grad):
         q = q.detach().requires_grad_()
-        maps = reference.attention_tap(q, k, *rest)
+        maps = op(q, k, *rest)
         return maps.detach(), *torch.autograd.grad(maps, q, grad)
 
-    exact, twin = run(q.double(), k.double(), grad.double()), run(q, k, grad)
+    exact = run(reference.attention_tap, q.double(), k.double(), grad.double())
+    twin = run(reference.attention_tap, q, k, grad)
     terms = 20 * heads, 20 * (grad.abs().sum() * 0.3 * k.double().abs().max())
     for reversed_order in (False, True):
         cuda.device(reversed_order=reversed_order)
-        ours = cuda.attention_tap(q, k, *rest), cuda.attention_tap(q, k, *rest, grad)
+        ours = run(cuda.attention_tap, q, k, grad)
         for got, theirs, want, size in zip(ours, twin, exact, terms, strict=True):
             assert_as_good(got, theirs, want, torch.as_tensor(size))

@@ -5,7 +5,7 @@ import torch
 from cmlora_fast import ops
 from cmlora_fast.ops import backends, reference
 
-from ..support.op_checks import MIXES, RowTable, assert_as_good
+from ..support.op_checks import MIXES, RowTable, assert_as_good, row_weights
 
 pytestmark = pytest.mark.gpu
 
@@ -151,26 +151,15 @@ def test_cache_refresh(size, dtype, backend):
 
 
 @pytest.mark.parametrize("scale", [None, 7.5])
+@pytest.mark.parametrize("per_pixel", [False, True], ids=["per image", "per pixel"])
 @pytest.mark.parametrize("size", [(2, 5, 1, 4, 64, 64), (2, 3, 2, 4, 9, 7)], ids=str)
-def test_combine(size, scale, dtype, backend):
-    noise, weights = torch.randn(size).to("cuda", dtype), torch.randn(size[1:3]).cuda()
+def test_combine(size, scale, per_pixel, dtype, backend):
+    noise, weights = torch.randn(size).to("cuda", dtype), row_weights(size, per_pixel).cuda()
     out = noise.new_empty(noise.shape[2:] if scale else (2, *noise.shape[2:]))
     exact, twin = out.double(), out.clone()
     reference.combine_(exact, noise.double(), weights, scale)
     reference.combine_(twin, noise, weights, scale)
     ops.combine_(out, noise, weights, scale)
-    assert_as_good(out, twin, exact)
-
-
-@pytest.mark.parametrize("scale", [None, 7.5])
-def test_mask_fuse(scale, dtype, cuda_kernels):
-    noise = torch.randn(2, 3, 2, 4, 64, 64).to("cuda", dtype)
-    masks = (torch.rand(3, 2, 64, 64, device="cuda") > 0.5).float()
-    out = noise.new_empty(noise.shape[2:] if scale else (2, *noise.shape[2:]))
-    exact, twin = out.double(), out.clone()
-    reference.mask_fuse_(exact, noise.double(), masks, scale)
-    reference.mask_fuse_(twin, noise, masks, scale)
-    ops.mask_fuse_(out, noise, masks, scale)
     assert_as_good(out, twin, exact)
 
 

@@ -2,11 +2,10 @@
 
 import pytest
 import torch
-from cmlora_fast.ops import clora_reference as reference
+from cmlora_fast.ops import reference
 from cmlora_fast.ops.attention_masks import attention_masks
 from cmlora_fast.ops.attention_tap import attention_tap
 from cmlora_fast.ops.contrastive_loss import contrastive_loss
-from cmlora_fast.ops.mask_fuse import mask_fuse_
 from torch.library import opcheck
 
 
@@ -27,12 +26,6 @@ def tap_inputs(dtype=torch.float32):
     return q, k, ints(3, 0), 3, 0.5
 
 
-def fuse_inputs(guided, masked, dtype=torch.float32):
-    noise = torch.randn(2, 3, 1, 4, 5, 7).to(dtype)
-    out = torch.full((1, 4, 5, 7) if guided else (2, 1, 4, 5, 7), float("nan")).to(dtype)
-    return out, noise, torch.rand(3, 1, 5, 7) if masked else None, 7.5 if guided else None
-
-
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 def test_matches_reference(dtype):
     given = loss_inputs(dtype)
@@ -45,21 +38,12 @@ def test_matches_reference(dtype):
     given = mask_inputs(dtype)
     got = attention_masks(*given, closing=True)
     assert torch.equal(got, reference.attention_masks(*given, closing=True))
-    for guided in (False, True):
-        for masked in (False, True):
-            out, *given = fuse_inputs(guided, masked, dtype)
-            want = out.clone()
-            mask_fuse_(out, *given)
-            reference.mask_fuse_(want, *given)
-            assert torch.equal(out, want) and out.isfinite().all()
 
 
 def test_registration():
     opcheck(contrastive_loss.op, loss_inputs())
     opcheck(attention_tap.op, tap_inputs())
     opcheck(attention_masks.op, (*mask_inputs(), True, False, True, True))
-    for guided in (False, True):
-        opcheck(mask_fuse_.op, fuse_inputs(guided, masked=not guided))
 
 
 @pytest.mark.parametrize(
@@ -72,14 +56,6 @@ def test_compiles_without_graph_break(op, inputs):
     torch.testing.assert_close(compiled, op(*given), rtol=0, atol=0)
 
 
-def test_fuse_compiles_without_graph_break():
-    out, *given = fuse_inputs(True, True)
-    want = out.clone()
-    mask_fuse_(want, *given)
-    torch.compile(mask_fuse_, fullgraph=True, backend="aot_eager")(out, *given)
-    assert torch.equal(out, want)
-
-
 def test_records_no_gradient():
     maps, *tables = loss_inputs()
     loss, gradient = contrastive_loss(maps.requires_grad_(), *tables)
@@ -88,9 +64,7 @@ def test_records_no_gradient():
 
 def test_wrong_arguments_are_named():
     maps, index, labels, _ = loss_inputs()
-    out, noise, masks, scale = fuse_inputs(True, True)
     q, k, columns, *_ = tap_inputs()
-    taped = noise.clone().requires_grad_()
     wrong = [
         (contrastive_loss, (maps[0], index, labels), ValueError, r"maps \[S, B, r, q\]"),
         (contrastive_loss, (maps.long(), index, labels), TypeError, "one dtype"),
@@ -107,17 +81,10 @@ def test_wrong_arguments_are_named():
         (attention_tap, (q, k, columns[None], 3), ValueError, r"columns \[C\]"),
         (attention_tap, (q, k.half(), columns, 3), TypeError, "one dtype"),
         (attention_tap, (q.mT.contiguous().mT, k, columns, 3), ValueError, "last dimension"),
-        (mask_fuse_, (out, noise[0], masks, scale), ValueError, r"noise \[G, J, B, C, H, W\]"),
-        (mask_fuse_, (out, noise[:1], masks, scale), ValueError, "two guidance parts"),
-        (mask_fuse_, (out, noise, masks), ValueError, r"out \[G, B, C, H, W\]"),
-        (mask_fuse_, (out, noise, masks[1:], scale), ValueError, r"masks \[J, B, H, W\]"),
-        (mask_fuse_, (out, noise, masks.double(), scale), TypeError, "as float32 tensor"),
-        (mask_fuse_, (out, taped, masks, scale), RuntimeError, "no gradient"),
     ]
     for op, arguments, error, message in wrong:
         with pytest.raises(error, match=f"{op.__name__}: .*{message}"):
             op(*arguments)
-    assert out.isnan().all()
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import torch
 from cmlora_fast import ops
 from cmlora_fast.ops import reference
 
-from ..support.op_checks import MIXES, RowTable, assert_as_good
+from ..support.op_checks import MIXES, RowTable, assert_as_good, row_weights
 
 pytest.importorskip("triton")
 from cmlora_fast.triton_kernels import tuning
@@ -87,9 +87,11 @@ def test_cache_refresh(dtype):
 
 
 @pytest.mark.parametrize("scale", [None, 7.5])
+@pytest.mark.parametrize("per_pixel", [False, True], ids=["per image", "per pixel"])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_combine(dtype, scale):
-    noise, weights = move(torch.randn(2, 3, 2, 4, 9, 7).to(dtype), torch.randn(3, 2))
+def test_combine(dtype, per_pixel, scale):
+    size = 2, 3, 2, 4, 9, 7
+    noise, weights = move(torch.randn(size).to(dtype), row_weights(size, per_pixel))
     noise = noise.transpose(3, 4).contiguous().transpose(3, 4)
     out = torch.zeros(noise.shape[2:] if scale else (2, *noise.shape[2:]), device=DEVICE)
     out, exact = out.to(dtype), out.double()

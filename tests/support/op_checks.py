@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import torch
 from cmlora_fast import _C
+from cmlora_fast.ops import reference
 from torch import Tensor
 
 
@@ -45,6 +46,19 @@ MIXES = {
     "no entries": RowTable([4], [[], []]),
     "no rows": RowTable([4], []),
 }
+
+
+def row_weights(shape: Sequence[int], per_pixel: bool) -> Tensor:
+    """Weights of the rows of predictions [G, J, B, C, H, W]: of any sign, per pixel those of masks.
+
+    Some pixels nobody claims.
+    """
+    _, J, B, _, H, W = shape
+    if not per_pixel:
+        return torch.randn(J, B)
+    masks = (torch.rand(J, B, H, W) > 0.5).float()
+    masks[:, :, 0, 0], masks[:1, :, -1, -1] = 0, 0.3
+    return reference.mask_shares(masks) if J else masks
 
 
 FEW = 64  # values; the errors of fewer say little about another computation's

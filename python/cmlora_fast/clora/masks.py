@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..methods.regions import Region, Regions
+from ..ops.reference import mask_shares
 
 __all__ = ["pixel_shares", "row_masks", "subset_masks"]
 
@@ -52,4 +53,4 @@ def pixel_shares(shares: Tensor, masks: Tensor) -> Tensor:
     """
     rest = (1 - masks.sum(0)).clamp(min=0)
     weights = shares[:, :, None, None] * (masks + rest)[:, None]
-    return (weights / weights.sum(0)).contiguous()
+    return mask_shares(weights).contiguous()

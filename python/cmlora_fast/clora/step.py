@@ -17,7 +17,7 @@ from torch import Tensor
 
 from .. import ops
 from ..methods.clora import PROMPT_LENGTH, CLoRA, Row
-from ..ops.clora_reference import mask_shares
+from ..ops.reference import mask_shares
 from ..unet.executor import Executor
 from ..unet.inputs import UNetInputs
 from ..unet.rows import StepRows
@@ -127,12 +127,13 @@ class Contrast:
             noise, raw = self._run(partial(self._predict, plain), inputs, z, images, None)
         maps = None if raw is None else self._mean(raw, inputs.sample.shape, images)
         masks = self._masks(maps, index, images, inputs.sample.shape[-2:])
+        shares = mask_shares(masks)
         return ContrastStep(
-            noise=self._fuse(noise, masks, inputs.batch // images),
+            noise=self._fuse(noise, shares, inputs.batch // images),
             correction=None if z is start else (z - start) / scale,
             losses=torch.stack(losses) if losses else None,
             masks=masks,
-            shares=mask_shares(masks).mean((2, 3)).t(),
+            shares=shares.mean((2, 3)).t(),
             maps=None if maps is None else maps[:, 0],
         )
 
@@ -245,10 +246,10 @@ class Contrast:
             method.mask_closing,
         )
 
-    def _fuse(self, noise: Tensor, masks: Tensor, parts: int) -> Tensor:
+    def _fuse(self, noise: Tensor, shares: Tensor, parts: int) -> Tensor:
         """(J * batch, C, H, W) -> (batch, C, H, W)."""
-        images = masks.shape[1]
+        images = shares.shape[1]
         rows = noise.view(len(self._rows), parts, images, *noise.shape[1:]).transpose(0, 1)
         out = noise.new_empty(parts, images, *noise.shape[1:])
-        ops.mask_fuse_(out, rows, masks)
+        ops.combine_(out, rows, shares)
         return out.flatten(0, 1)

@@ -14,7 +14,6 @@ from .im2col import col2im, im2col
 from .lora_delta import lora_delta, lora_delta_
 from .lora_fold import lora_fold
 from .lora_linear import lora_linear
-from .mask_fuse import mask_fuse_
 from .radial_amplitude import radial_amplitude
 
 __all__ = [
@@ -34,6 +33,5 @@ __all__ = [
     "lora_delta_",
     "lora_fold",
     "lora_linear",
-    "mask_fuse_",
     "radial_amplitude",
 ]

@@ -3,9 +3,10 @@
 import contextlib
 import contextvars
 import functools
-import importlib.metadata
 import os
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import AbstractContextManager
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -32,25 +33,53 @@ def backends() -> dict[str, dict]:
 def force(isa: str | None = None, backend: str | None = None) -> Iterator[None]:
     """Run the ops inside with one instruction set or one backend. Nests; ``None`` leaves as is.
 
-    Meant for tests and measurements. An op that has no kernel in the forced backend runs its
-    torch twin.
+    An op that has no kernel in the forced backend runs its torch twin.
 
     Raises:
         ValueError: There is no such name.
         RuntimeError: This machine or build does not have it; the message says why.
     """
-    chosen = {}
-    if isa is not None:
-        chosen[_forced_isa] = _isa_index(isa)
+    index = None if isa is None else _isa_index(isa)
     if backend is not None:
-        _check_backend(backend)
-        chosen[_forced_backend] = backend
-    before = {variable: variable.set(value) for variable, value in chosen.items()}
+        check_backend(backend)
+    with _holding(_forced_isa, index), using(backend):
+        yield
+
+
+def using(backend: str | None) -> AbstractContextManager:
+    """As ``force``, for a backend that ``check_backend`` has passed: an engine's, at every step."""
+    return _holding(_forced_backend, backend)
+
+
+@contextlib.contextmanager
+def _holding(variable: contextvars.ContextVar, value: Any) -> Iterator[None]:
+    if value is None:
+        yield
+        return
+    token = variable.set(value)
     try:
         yield
     finally:
-        for variable, token in before.items():
-            variable.reset(token)
+        variable.reset(token)
+
+
+def check_backend(name: str, names: Sequence[str] = NAMES) -> None:
+    """Refuse a backend that is none of ``names``, or that this machine or build does not have.
+
+    Raises:
+        ValueError: There is no such name.
+        RuntimeError: It is not available; the reason is that of ``backends()``.
+    """
+    if name not in names:
+        raise ValueError(f"backend: expected one of {', '.join(names)}; got {name!r}")
+    if reason := missing(name):
+        raise RuntimeError(f"backend {name!r} is not available: {reason}")
+
+
+def missing(name: str) -> str:
+    """Why this machine or build does not have a backend; empty where it does."""
+    reasons = {"cuda": _cuda_missing, "triton": _triton_missing}
+    return reasons[name]() if name in reasons else ""
 
 
 def isa() -> int:
@@ -74,15 +103,14 @@ def pick(op: str, tensor: Tensor, kernels: Collection[str], *, matmul: bool = Fa
         return _pick_on_gpu(tensor, kernels) if tensor.is_cuda else "torch"
     if forced not in kernels:
         return "torch"
-    wants_cpu = forced == "cpu" or (forced == "triton" and _interprets())
-    if wants_cpu != tensor.is_cpu or (forced == "cuda" and not _runs_cuda(tensor.get_device())):
+    if not _takes(forced, tensor):
         raise RuntimeError(f"{op}: backend {forced!r} does not run on {tensor.device} here")
     return forced
 
 
 def prefers_triton(table_says: Callable[[], bool]) -> bool:
     """Whether a call that CUDA would take goes to Triton, which a table puts before it."""
-    return _forced_backend.get() is None and _has_triton() and table_says()
+    return _forced_backend.get() is None and bool(_triton_version()) and table_says()
 
 
 def launch(kernel: str, backend: str, tensor: Tensor, *arguments) -> None:
@@ -95,10 +123,16 @@ def launch(kernel: str, backend: str, tensor: Tensor, *arguments) -> None:
         getattr(_C.cuda, kernel)(*arguments, device, stream)
 
 
+def _takes(backend: str, tensor: Tensor) -> bool:
+    if backend == "cuda":
+        return tensor.is_cuda and _runs_cuda(tensor.get_device())
+    return tensor.is_cpu == (backend == "cpu" or _interprets())
+
+
 def _pick_on_gpu(tensor: Tensor, kernels: Collection[str]) -> str:
     if "cuda" in kernels and _runs_cuda(tensor.get_device()):
         return "cuda"
-    return "triton" if "triton" in kernels and _has_triton() else "torch"
+    return "triton" if "triton" in kernels and _triton_version() else "torch"
 
 
 @functools.cache
@@ -118,23 +152,17 @@ def _isa_index(name: str) -> int:
     return ISAS.index(name)
 
 
-def _check_backend(name: str) -> None:
-    if name not in NAMES:
-        raise ValueError(f"force: expected backend of {', '.join(NAMES)}; got {name!r}")
-    entry = backends()[name]
-    if not entry["available"]:
-        raise RuntimeError(f"force: backend {name!r} is not available: {entry['reason']}")
-
-
-def _entry(available: bool, reason: str, **detail) -> dict:
-    return {"available": available, "reason": reason, "detail": detail}
+def _entry(name: str, reason: str, **detail) -> dict:
+    """``reason``: what there is, where nothing is missing."""
+    why_not = missing(name)
+    return {"available": not why_not, "reason": why_not or reason, "detail": detail}
 
 
 def _cpu() -> dict:
     chosen = ISAS[isa()]
     pool = _C.current_pool().name
     return _entry(
-        True,
+        "cpu",
         f"C++ kernels, {chosen} on this processor",
         isa=chosen,
         isas={name: reason for name, _, reason in _C.isas()},
@@ -144,13 +172,13 @@ def _cpu() -> dict:
 
 
 def _cuda() -> dict:
-    reason = _C.cuda_missing() or _torch_misses_cuda()
     detail = {"torch_cuda": torch.version.cuda, "devices": _devices()}
-    return _entry(not reason, reason or "CUDA kernels of this build", **detail)
+    return _entry("cuda", "CUDA kernels of this build", **detail)
 
 
-def _torch_misses_cuda() -> str:
-    """Why torch gives our CUDA kernels no tensors to work on; empty if it does."""
+def _cuda_missing() -> str:
+    if reason := _C.cuda_missing():
+        return reason
     if torch.version.cuda is None:
         return "this torch is built without CUDA (https://pytorch.org lists builds with it)"
     if not torch.cuda.is_available():
@@ -161,19 +189,26 @@ def _torch_misses_cuda() -> str:
 
 
 def _triton() -> dict:
-    if not _has_triton():
-        return _entry(False, "triton is not installed")
-    version = importlib.metadata.version("triton")
+    version = _triton_version()
+    if not version:
+        return _entry("triton", "")
     detail = {"version": version, "interpreter": _interprets(), "devices": _devices()}
+    where = f"on {', '.join(detail['devices'])}"
     if _interprets():
-        return _entry(True, f"triton {version}, interpreted (TRITON_INTERPRET=1): slow", **detail)
-    if not torch.cuda.is_available():
-        return _entry(False, f"triton {version} is installed; torch sees no GPU", **detail)
-    return _entry(True, f"triton {version} on {torch.cuda.get_device_name()}", **detail)
+        where = "interpreted (TRITON_INTERPRET=1): slow"
+    return _entry("triton", f"triton {version}, {where}", **detail)
+
+
+def _triton_missing() -> str:
+    version = _triton_version()
+    if not version:
+        return "triton is not installed"
+    seen = _interprets() or torch.cuda.is_available()
+    return "" if seen else f"triton {version} is installed; torch sees no GPU"
 
 
 def _torch() -> dict:
-    return _entry(True, "the torch twins run wherever torch does", version=torch.__version__)
+    return _entry("torch", "the torch twins run wherever torch does", version=torch.__version__)
 
 
 def _devices() -> list[str]:
@@ -181,18 +216,19 @@ def _devices() -> list[str]:
 
 
 @functools.cache
-def _has_triton() -> bool:
+def _triton_version() -> str:
+    """Empty without Triton."""
     try:
-        import triton  # noqa: F401
+        import triton
     except ImportError:
-        return False
-    return True
+        return ""
+    return triton.__version__
 
 
 @functools.cache
 def _interprets() -> bool:
     """Triton reads its own switch when kernels are imported; they must then stay on the CPU."""
-    if not _has_triton():
+    if not _triton_version():
         return False
     import triton
 

@@ -1,4 +1,4 @@
-"""Weighted sum of the rows of an image, and guidance."""
+"""Weighted sum of the rows of an image, by image or by pixel, and guidance."""
 
 import torch
 from torch import Tensor
@@ -22,8 +22,10 @@ def _check(
 ) -> None:
     check_floats(op, "out, noise", out, noise)
     check_table(op, "weights [J, B]", weights, torch.float32, noise.device)
-    if noise.dim() != 6 or weights.shape != noise.shape[1:3]:
-        raise shape_error(op, "noise [G, J, B, C, H, W], weights [J, B]", noise, weights)
+    pixels = () if weights.dim() == 2 else noise.shape[4:]
+    if noise.dim() != 6 or weights.shape != (*noise.shape[1:3], *pixels):
+        expected = "noise [G, J, B, C, H, W], weights [J, B] or [J, B, H, W]"
+        raise shape_error(op, expected, noise, weights)
     check_predictions(op, out, noise, guidance_scale)
     check_no_grad(op, "use torch.no_grad()", out, noise, weights)
 
@@ -40,7 +42,7 @@ def combine_(
         out: [G, B, C, H, W], guided [B, C, H, W]; last dimension contiguous.
         noise: Predictions of G guidance parts (guided: unconditional, conditional) and J rows per
             image. [G, J, B, C, H, W], last dimension contiguous.
-        weights: Share of each row, per image. float32 [J, B], contiguous.
+        weights: Share of each row, per image [J, B] or per pixel [J, B, H, W]. float32, contiguous.
         guidance_scale: Number s, or ``None`` to keep the parts apart.
     """
     op, guided = "combine_", guidance_scale is not None
@@ -64,6 +66,7 @@ def combine_(
         noise.shape,
         noise.stride(),
         weights.data_ptr(),
+        weights.dim() == 4,
         guided,
         guidance_scale if guided else 0.0,
         DTYPES[out.dtype],

@@ -293,6 +293,5 @@ def combine(noise: Tensor, weights: Tensor | None) -> Tensor:
         return noise
     groups, batch = weights.shape[:2]
     out = noise.new_empty(1, batch, *noise.shape[1:])
-    blend = ops.combine_ if weights.dim() == 2 else ops.mask_fuse_
-    blend(out, noise.view(1, groups, batch, *noise.shape[1:]), weights)
+    ops.combine_(out, noise.view(1, groups, batch, *noise.shape[1:]), weights)
     return out[0]
