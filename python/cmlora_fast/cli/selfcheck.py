@@ -10,9 +10,10 @@ from diffusers import DDIMScheduler, StableDiffusionPipeline, UNet2DConditionMod
 from torch import Tensor
 
 import cmlora_fast as cf
+from cmlora_fast.eval import EMBEDDED
 
 from .errors import one_line
-from .pipelines import EMBEDDED, load_pipeline
+from .pipelines import load_pipeline
 
 __all__ = ["checks", "tiny_pipeline"]
 

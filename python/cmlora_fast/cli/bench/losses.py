@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from .bench_pipeline import CHANNELS
-from .bench_record import place, provenance, write
-from .progress import progress
-from .report import document, print_table
+from cmlora_fast.report import document, print_table, progress, provenance
+
+from .pipeline import CHANNELS
+from .record import place, write
 
 __all__ = ["run", "show"]
 
@@ -22,7 +22,7 @@ def run(
     """The document of one run."""
     import torch
 
-    from ..benchmarks import losses
+    from ...benchmarks import losses
 
     arguments = {
         "channels": list(CHANNELS[channels]),

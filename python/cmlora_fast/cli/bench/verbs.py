@@ -9,8 +9,11 @@ from typing import Annotated
 
 import typer
 
-from .errors import CliError
-from .painting_options import AsJson
+from cmlora_fast.report import print_json
+
+from ..errors import CliError
+from ..options import AsJson
+from ..quiet import quiet
 
 __all__ = ["bench"]
 
@@ -59,9 +62,7 @@ def kernels(
     ] = None,
 ) -> None:
     """Time every op against its torch twin, unfused torch, PEFT's layer and numpy."""
-    from .bench_kernels import run, show
-    from .quiet import quiet
-    from .report import print_json
+    from .kernels import run, show
 
     chosen = [item.value for item in op or Op]
     with quiet():
@@ -115,10 +116,8 @@ def pipeline(
     out: Out = None,
 ) -> None:
     """Time images by diffusers + PEFT, plain loops, DeepCache and cmlora_fast, in turns."""
-    from . import bench_losses
-    from . import bench_pipeline as verb
-    from .quiet import quiet
-    from .report import print_json
+    from . import losses
+    from . import pipeline as verb
 
     if method is Measured.clora and (profile or contenders):
         raise CliError("--method clora: is timed beside its own loop; no --profile, --contenders")
@@ -126,14 +125,14 @@ def pipeline(
     if quick:
         channels, latents, steps, images = Channels.tiny, 16, 4, 1
     with quiet():
-        from ..benchmarks.contenders import CONTENDERS
+        from ...benchmarks.contenders import CONTENDERS
 
         use_threads(threads)
         chosen = names("--contenders", contenders, CONTENDERS)
         if method is Measured.clora:
             report = verb.run_clora(channels.value, latents, steps, counts, images, out)
         elif profile:
-            verb, given = bench_losses, (channels.value, latents, steps, max(counts))
+            verb, given = losses, (channels.value, latents, steps, max(counts))
             report = verb.run(*given, chosen if contenders else PROFILED, out)
         else:
             report = verb.run(channels.value, latents, steps, counts, images, chosen, out)
@@ -171,14 +170,12 @@ def throughput(
     out: Out = None,
 ) -> None:
     """Measure images per second, latency and memory for every combination of these knobs."""
-    from . import bench_throughput as verb
-    from .quiet import quiet
-    from .report import print_json
+    from . import throughput as verb
 
     if quick:
         channels, latents, steps, images, rounds = Channels.tiny, 16, 4, "1,2", 1
     with quiet():
-        from ..benchmarks.throughput import METHODS, combinations
+        from ...benchmarks.throughput import METHODS, combinations
 
         settings = combinations(
             numbers("--adapters", adapters),

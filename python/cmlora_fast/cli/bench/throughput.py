@@ -6,14 +6,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .bench_pipeline import CHANNELS
-from .bench_record import earlier_part, place, provenance, write
-from .errors import CliError
-from .progress import progress
-from .report import document, print_table
+from cmlora_fast.report import document, print_table, progress, provenance
+
+from ..errors import CliError
+from .pipeline import CHANNELS
+from .record import earlier_part, place, write
 
 if TYPE_CHECKING:
-    from ..benchmarks.throughput import Setting
+    from ...benchmarks.throughput import Setting
 
 __all__ = ["run", "show"]
 
@@ -33,7 +33,7 @@ def run(
     """The document of one run, which also holds what earlier runs of the same left in ``out``."""
     import torch
 
-    from ..benchmarks import plots, throughput
+    from ...benchmarks import plots, throughput
 
     if device == "cuda" and not torch.cuda.is_available():
         raise CliError("--device: no CUDA device is available to torch here")

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from .bench_record import earlier_part, place, provenance, write
-from .progress import progress
-from .report import document, print_table, version_of
+from cmlora_fast.report import document, print_table, progress, provenance, version_of
+
+from .record import earlier_part, place, write
 
 __all__ = ["CHANNELS", "run", "run_clora", "show", "show_clora"]
 
@@ -33,7 +33,7 @@ def run(
     """The document of one run, which also holds what earlier runs of the same left in ``out``."""
     import torch
 
-    from ..benchmarks import contenders, pipeline
+    from ...benchmarks import contenders, pipeline
 
     missing = [name for name in names if not contenders.available(name)]
     names = tuple(name for name in names if name not in missing)
@@ -69,7 +69,7 @@ def run(
 
 
 def _paint(report: dict[str, Any], path: Path) -> None:
-    from ..benchmarks import plots
+    from ...benchmarks import plots
 
     caption = _caption(report)
     rows = [record | row for record, row in zip(report["results"], report["rows"], strict=True)]
@@ -143,7 +143,7 @@ def run_clora(
     out: Path | None,
 ) -> dict[str, Any]:
     """CLoRA against a straightforward loop, for every number of concepts."""
-    from ..benchmarks import clora
+    from ...benchmarks import clora
 
     arguments = {
         "method": "clora",
