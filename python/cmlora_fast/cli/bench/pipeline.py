@@ -8,23 +8,17 @@ from typing import Any
 from cmlora_fast.report import document, print_table, progress, provenance, version_of
 
 from .record import earlier_part, place, write
+from .size import Size
 
-__all__ = ["CHANNELS", "run", "run_clora", "show", "show_clora"]
+__all__ = ["run", "run_clora", "show", "show_clora"]
 
-CHANNELS = {
-    "half": (160, 320, 640, 640),  # of each block; "full" is Stable Diffusion 1.5 itself
-    "full": (320, 640, 1280, 1280),
-    "tiny": (32, 32, 64, 64),
-}
 COLUMNS = ["contender", "s [quartiles]", "images", "limit s", "share", "equal", "uncached"]
 MEMORY = ["peak MiB", "fold s"]
 RATIOS = ["contender", "times as fast as", "ratio of medians [95 %]"]
 
 
 def run(
-    channels: str,
-    latents: int,
-    steps: int,
+    size: Size,
     adapters: tuple[int, ...],
     images: int,
     names: tuple[str, ...],
@@ -37,23 +31,21 @@ def run(
 
     missing = [name for name in names if not contenders.available(name)]
     names = tuple(name for name in names if name not in missing)
-    settings = {
-        "channels": list(CHANNELS[channels]),
-        "latents": latents,
-        "steps": steps,
+    arguments = {
+        **size.given,
         "threads": torch.get_num_threads(),
         "dtype": "float32",
+        "adapters": adapters,
+        "images": images,
+        "contenders": names,
     }
-    arguments = {**settings, "adapters": adapters, "images": images, "contenders": names}
     report = document("bench pipeline", arguments, **provenance(), not_installed=missing)
     report["versions"]["DeepCache"] = version_of("DeepCache")
-    path = None if out is None else place(report, out, f"pipeline-{channels}")
+    path = None if out is None else place(report, out, f"pipeline-{size.name}")
     before = None if path is None else earlier_part(report, path)
     with progress(pipeline.painted_images(adapters, images, names), "pipelines") as advance:
         report |= pipeline.run(
-            channels=CHANNELS[channels],
-            latents=latents,
-            steps=steps,
+            **size.given,
             adapters=adapters,
             images=images,
             names=names,
@@ -64,11 +56,11 @@ def run(
     report["rows"] = pipeline.compared(report)
     if path is not None:
         write(report, path)
-        _paint(report, path)
+        _draw(report, path)
     return report
 
 
-def _paint(report: dict[str, Any], path: Path) -> None:
+def _draw(report: dict[str, Any], path: Path) -> None:
     from ...benchmarks import plots
 
     caption = _caption(report)
@@ -135,9 +127,7 @@ def _interval(found: dict[str, float | None]) -> str:
 
 
 def run_clora(
-    channels: str,
-    latents: int,
-    steps: int,
+    size: Size,
     adapters: tuple[int, ...],
     images: int,
     out: Path | None,
@@ -147,22 +137,20 @@ def run_clora(
 
     arguments = {
         "method": "clora",
-        "channels": list(CHANNELS[channels]),
-        "latents": latents,
-        "steps": steps,
+        **size.given,
         "adapters": adapters,
         "images": images,
     }
     report = document("bench pipeline", arguments, **provenance(), results=[])
-    path = None if out is None else place(report, out, f"clora-{channels}")
+    path = None if out is None else place(report, out, f"clora-{size.name}")
     with progress(len(adapters), "CLoRA") as advance:
         for concepts in adapters:
             report["results"].append(
                 clora.measure(
-                    channels=CHANNELS[channels],
-                    size=latents,
+                    channels=size.given["channels"],
+                    size=size.latents,
                     concepts=concepts,
-                    steps=steps,
+                    steps=size.steps,
                     rounds=images,
                 )
             )

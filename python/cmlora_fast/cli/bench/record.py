@@ -43,9 +43,9 @@ def earlier_part(report: dict[str, Any], path: Path) -> dict[str, Any] | None:
         before = json.loads(path.read_text())
     except ValueError as error:
         raise CliError(f"--out: {path} is not JSON: {error}; remove it or choose another") from None
+    given = _rounded(report["arguments"])
     pairs = {"commit": (before["commit"], report["commit"])}
-    for name in SETTLED:
-        pairs[name] = before["arguments"].get(name), report["arguments"].get(name)
+    pairs |= {name: (before["arguments"].get(name), given.get(name)) for name in SETTLED}
     for name, (old, new) in pairs.items():
         if old != new:
             raise CliError(f"--out: {path.name} has {name} {old}, this run {new}; choose another")

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 from cmlora_fast.report import document, print_table, progress, provenance
 
 from ..errors import CliError
-from .pipeline import CHANNELS
 from .record import earlier_part, place, write
+from .size import Size
 
 if TYPE_CHECKING:
     from ...benchmarks.throughput import Setting
@@ -22,9 +22,7 @@ COLUMNS = ["N, method, weights", "images", "images/s", "s per call [quartiles]",
 
 def run(
     settings: Sequence[Setting],
-    channels: str,
-    latents: int,
-    steps: int,
+    size: Size,
     rounds: int,
     device: str,
     dtype: str,
@@ -38,22 +36,18 @@ def run(
     if device == "cuda" and not torch.cuda.is_available():
         raise CliError("--device: no CUDA device is available to torch here")
     arguments = {
-        "channels": list(CHANNELS[channels]),
-        "latents": latents,
-        "steps": steps,
+        **size.given,
         "device": device,
         "dtype": dtype,
         "rounds": rounds,
     }
     report = document("bench throughput", arguments, **provenance())
-    path = None if out is None else place(report, out, f"throughput-{channels}")
+    path = None if out is None else place(report, out, f"throughput-{size.name}")
     before = None if path is None else earlier_part(report, path)
     with progress(len(settings), "throughput") as advance:
         report["results"] = throughput.run(
             settings,
-            channels=CHANNELS[channels],
-            latents=latents,
-            steps=steps,
+            **size.given,
             rounds=rounds,
             device=device,
             dtype=getattr(torch, dtype),

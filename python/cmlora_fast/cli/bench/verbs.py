@@ -14,6 +14,7 @@ from cmlora_fast.report import print_json
 from ..errors import CliError
 from ..options import AsJson
 from ..quiet import quiet
+from .size import CHANNELS, Size
 
 __all__ = ["bench"]
 
@@ -37,10 +38,7 @@ class Op(str, Enum):
     combine_ = "combine_"
 
 
-class Channels(str, Enum):
-    half = "half"
-    full = "full"
-    tiny = "tiny"
+Channels = Enum("Channels", {name: name for name in CHANNELS}, type=str)
 
 
 class Dtype(str, Enum):
@@ -123,19 +121,20 @@ def pipeline(
         raise CliError("--method clora: is timed beside its own loop; no --profile, --contenders")
     counts = numbers("--adapters", adapters or ("1,2" if quick else "1,2,3,5"))
     if quick:
-        channels, latents, steps, images = Channels.tiny, 16, 4, 1
+        images = 1
+    size = Size("tiny", 16, 4) if quick else Size(channels.value, latents, steps)
     with quiet():
         from ...benchmarks.contenders import CONTENDERS
 
         use_threads(threads)
         chosen = names("--contenders", contenders, CONTENDERS)
         if method is Measured.clora:
-            report = verb.run_clora(channels.value, latents, steps, counts, images, out)
+            report = verb.run_clora(size, counts, images, out)
         elif profile:
-            verb, given = losses, (channels.value, latents, steps, max(counts))
-            report = verb.run(*given, chosen if contenders else PROFILED, out)
+            verb = losses
+            report = verb.run(size, max(counts), chosen if contenders else PROFILED, out)
         else:
-            report = verb.run(channels.value, latents, steps, counts, images, chosen, out)
+            report = verb.run(size, counts, images, chosen, out)
     if as_json:
         print_json(report)
     else:
@@ -173,7 +172,8 @@ def throughput(
     from . import throughput as verb
 
     if quick:
-        channels, latents, steps, images, rounds = Channels.tiny, 16, 4, "1,2", 1
+        images, rounds = "1,2", 1
+    size = Size("tiny", 16, 4) if quick else Size(channels.value, latents, steps)
     with quiet():
         from ...benchmarks.throughput import METHODS, combinations
 
@@ -185,9 +185,7 @@ def throughput(
             limits("--threads", threads),
             numbers("--images", images),
         )
-        report = verb.run(
-            settings, channels.value, latents, steps, rounds, device.value, dtype.value, out
-        )
+        report = verb.run(settings, size, rounds, device.value, dtype.value, out)
     if as_json:
         print_json(report)
     else:
