@@ -29,7 +29,7 @@ def evaluate(request: EvalRequest, as_json: AsJson = False) -> None:
     if as_json:
         print_json(report)
         return
-    from cmlora_fast.eval.report import comparison_table, judge_note, method_table
+    from cmlora_fast.eval.tables import comparison_table, judge_note, method_table
 
     print_table("methods", *method_table(report))
     print_table("pairs on equal seeds", *comparison_table(report))

@@ -8,9 +8,9 @@ from typing import Any
 
 from cmlora_fast import eval as lab
 from cmlora_fast.adapters.fit import check_lora
-from cmlora_fast.eval import report as reports
 from cmlora_fast.eval.judge import Judge, judge_all
 from cmlora_fast.eval.presets import PRESETS, Preset, plain_preset
+from cmlora_fast.eval.tables import markdown
 from cmlora_fast.report import document, progress, write_json
 
 from .errors import CliError
@@ -84,7 +84,7 @@ def write(report: dict[str, Any], folder: Path) -> None:
         "scorers": ", ".join(report["scorers"]),
         "machine": f"{machine['processor']}, {machine['threads']} threads, {machine['gpus']}",
     }
-    page = reports.markdown("Methods compared", facts, report)
+    page = markdown("Methods compared", facts, report)
     (folder / "report.md").write_text(page, encoding="utf-8")
 
 
