@@ -47,17 +47,9 @@ def run(request: EvalRequest) -> dict[str, Any]:
     wants = frozenset().union(*(scorer.wants for scorer in scorers))
     seeds = range(request.seed, request.seed + request.seeds)
     samples = lab.make_samples(testbed, combinations, seeds, candidates, generation, wants)
+    how = {"by_combination": request.by_combination, "tie": request.tie, **request.engine}
     with progress(len(lab.jobs_of(samples)), "images") as advance:
-        results = lab.evaluate(
-            pipe,
-            samples,
-            scorers,
-            request.out,
-            advance,
-            by_combination=request.by_combination,
-            tie=request.tie,
-            **request.engine,
-        )
+        results = lab.evaluate(pipe, samples, scorers, request.out, advance, **how)
     if judge is not None:
         results["judge"] = _judge(judge, samples, request)
     return document(

@@ -14,24 +14,25 @@ from cmlora_fast.eval.presets import plain_preset
 
 from .errors import CliError, one_line
 from .lora_files import LoraSpec, embedded_style, parse_specs
-from .options import Painting
 from .pipelines import add_loras, load_pipeline, pick_device, set_scheduler
-from .requests import LoraRequest
+from .requests import EvalRequest, LoraRequest
 
 __all__ = ["adapters_of", "load_generation", "load_with_loras", "parse_loras", "prompt_for"]
 
 
-def load_generation(painting: Painting, negative_prompt: str) -> tuple[Any, lab.Generation]:
+def load_generation(
+    request: LoraRequest | EvalRequest, negative_prompt: str
+) -> tuple[Any, lab.Generation]:
     """The pipeline without LoRAs, and the settings, of options that a preset has filled."""
-    dtype = painting.dtype
+    dtype = request.dtype
     if dtype == "auto":
-        dtype = "float16" if pick_device(painting.device).startswith("cuda") else "float32"
-    own = {f.name: getattr(painting, f.name) for f in fields(painting)}
-    pipe = load_pipeline(own["model"], dtype, painting.device)
+        dtype = "float16" if pick_device(request.device).startswith("cuda") else "float32"
+    own = {f.name: getattr(request, f.name) for f in fields(request)}
+    pipe = load_pipeline(request.model, dtype, request.device)
     if own.get("vae"):
         pipe.vae = _vae(own["vae"], pipe)
-    set_scheduler(pipe, painting.scheduler)
-    place = testbed.DATA / "pipeline" if own["model"] == lab.EMBEDDED else own["model"]
+    set_scheduler(pipe, request.scheduler)
+    place = testbed.DATA / "pipeline" if request.model == lab.EMBEDDED else request.model
     shared = {f.name: own[f.name] for f in fields(lab.Generation) if f.name in own}
     shared |= {"digest": lab.model_digest(place), "dtype": dtype}
     return pipe, lab.Generation(**shared, negative_prompt=negative_prompt)

@@ -122,15 +122,9 @@ def _save(
             image = file.convert("RGB")
         image.thumbnail((LARGEST, LARGEST))
         tiles.append(Tile(cell.column, image, f"{notes[-1]}\n{cell.row}"))
-        told.append(
-            {
-                "row": cell.row,
-                "column": cell.column,
-                "image": record["image"],
-                "seconds": record["seconds"],
-                "scores": found,
-            }
-        )
+        place = {"row": cell.row, "column": cell.column}
+        ran = {name: record[name] for name in ("image", "seconds")}
+        told.append({**place, **ran, "scores": found})
     steps = f"{generation.steps} steps, guidance {generation.guidance_scale:g}"
     facts = {
         "model": generation.model,

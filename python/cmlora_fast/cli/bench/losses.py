@@ -8,8 +8,8 @@ from typing import Any
 
 from cmlora_fast.report import document, print_table, progress, provenance
 
+from .options import Size
 from .record import place, write
-from .size import Size
 
 __all__ = ["run", "show"]
 

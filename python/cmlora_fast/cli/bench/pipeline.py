@@ -7,8 +7,8 @@ from typing import Any
 
 from cmlora_fast.report import document, print_table, progress, provenance, version_of
 
+from .options import Size
 from .record import earlier_part, place, write
-from .size import Size
 
 __all__ = ["run", "run_clora", "show", "show_clora"]
 
@@ -44,13 +44,8 @@ def run(
     path = None if out is None else place(report, out, f"pipeline-{size.name}")
     before = None if path is None else earlier_part(report, path)
     with progress(pipeline.painted_images(adapters, images, names), "pipelines") as advance:
-        report |= pipeline.run(
-            **size.given,
-            adapters=adapters,
-            images=images,
-            names=names,
-            advance=advance,
-        )
+        timed = {"adapters": adapters, "images": images, "names": names}
+        report |= pipeline.run(**size.given, **timed, advance=advance)
     if before is not None:
         report = pipeline.merged(before, report)
     report["rows"] = pipeline.compared(report)

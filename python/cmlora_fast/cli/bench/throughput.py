@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cmlora_fast.report import document, print_table, progress, provenance
 
 from ..errors import CliError
+from .options import ThroughputRequest
 from .record import earlier_part, place, write
-from .size import Size
 
 if TYPE_CHECKING:
     from ...benchmarks.throughput import Setting
@@ -20,29 +19,19 @@ __all__ = ["run", "show"]
 COLUMNS = ["N, method, weights", "images", "images/s", "s per call [quartiles]", "peak MiB"]
 
 
-def run(
-    settings: Sequence[Setting],
-    size: Size,
-    rounds: int,
-    device: str,
-    dtype: str,
-    out: Path | None,
-) -> dict[str, Any]:
+def run(settings: Sequence[Setting], request: ThroughputRequest) -> dict[str, Any]:
     """The document of one run, which also holds what earlier runs of the same left in ``out``."""
     import torch
 
     from ...benchmarks import plots, throughput
 
+    size, device, dtype = request.size, request.device.value, request.dtype.value
     if device == "cuda" and not torch.cuda.is_available():
         raise CliError("--device: no CUDA device is available to torch here")
-    arguments = {
-        **size.given,
-        "device": device,
-        "dtype": dtype,
-        "rounds": rounds,
-    }
+    rounds = 1 if request.quick else request.rounds
+    arguments = {**size.given, "device": device, "dtype": dtype, "rounds": rounds}
     report = document("bench throughput", arguments, **provenance())
-    path = None if out is None else place(report, out, f"throughput-{size.name}")
+    path = None if request.out is None else place(report, request.out, f"throughput-{size.name}")
     before = None if path is None else earlier_part(report, path)
     with progress(len(settings), "throughput") as advance:
         report["results"] = throughput.run(
