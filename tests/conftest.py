@@ -35,3 +35,11 @@ def pytest_collection_modifyitems(config, items):
 @pytest.fixture(autouse=True)
 def seed():
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def loras(tmp_path_factory):
+    """Name -> file of good LoRAs and of broken ones."""
+    from .support import lora_files
+
+    return lora_files.write(tmp_path_factory.mktemp("loras"))

@@ -1,11 +1,14 @@
 """Adapter kinds other than plain LoRA: computed rightly, or refused by name."""
 
+import importlib
 import re
 
 import cmlora_fast as cf
 import peft
 import pytest
 import torch
+from cmlora_fast.adapters.kinds import KINDS as TABLE
+from cmlora_fast.adapters.kinds import kind_of_layer
 
 from ..support import adapters, helpers
 from ..support.helpers import call, relative
@@ -96,3 +99,10 @@ def test_strange_but_inactive():
     want = call(pipe, num_inference_steps=2)
     with cf.accelerate(pipe, "composite"):
         assert relative(call(pipe, num_inference_steps=2), want) < 1e-4
+
+
+@pytest.mark.parametrize("kind", [kind for kind in TABLE if kind.tuner], ids=lambda kind: kind.name)
+def test_one_table_names_files_and_layers(kind):
+    layers = importlib.import_module(f"peft.tuners.{kind.tuner}.layer")
+    classes = [x for x in vars(layers).values() if getattr(x, "__module__", "") == layers.__name__]
+    assert classes and {kind_of_layer(cls) for cls in classes} == {kind.name}

@@ -62,9 +62,7 @@ def test_an_interrupt_ends_with_130_and_one_line(cmlora, monkeypatch):
 
 
 def test_debug_shows_the_traceback(cmlora, tmp_path):
-    from cmlora_fast.cli.errors import CliError
-
-    with pytest.raises(CliError, match="no such file"):
+    with pytest.raises(ValueError, match="no such file"):
         cmlora("--debug", "lora", "inspect", tmp_path / "x.safetensors")
 
 

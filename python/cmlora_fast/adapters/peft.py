@@ -12,6 +12,8 @@ from peft.tuners.lora import layer as peft_lora
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
+from .kinds import DORA, WITH_BIAS, kind_of_layer
+
 __all__ = ["AdaptedLayer", "LayerAdapter", "LoadedAdapters", "read_adapters"]
 
 
@@ -139,24 +141,19 @@ def _refuse(name: str, module: BaseTunerLayer, active: list[str]) -> None:
 def _kind(module: BaseTunerLayer, key: str) -> str | None:
     """What ``key`` is in this layer if it is not plain LoRA."""
     if type(module) not in (peft_lora.Linear, peft_lora.Conv2d):
-        family = type(module).__module__.split(".")
-        tuner = family[2] if family[:2] == ["peft", "tuners"] and len(family) > 2 else "?"
-        return f"{_TUNER_NAMES.get(tuner, tuner)} ({type(module).__name__})"
+        return f"{kind_of_layer(type(module))} ({type(module).__name__})"
     if key in module.lora_variant:
         return type(module.lora_variant[key]).__name__.removesuffix("Variant")
     if module.use_dora.get(key):
-        return "DoRA"
+        return DORA
     if module.lora_bias.get(key) or getattr(module.lora_B[key], "bias", None) is not None:
-        return "LoRA with bias"
+        return WITH_BIAS
     if getattr(module.get_base_layer(), "groups", 1) != 1:
         return "LoRA on a grouped convolution"
     dropout = module.lora_dropout[key]
     if module.training and getattr(dropout, "p", 0) > 0:
         return "LoRA with dropout in training mode"
     return None
-
-
-_TUNER_NAMES = {"loha": "LoHa", "lokr": "LoKr", "oft": "OFT", "boft": "BOFT", "ia3": "IA3"}
 
 
 def _sums(layers: Sequence[AdaptedLayer]) -> dict[int, tuple[float, float]]:

@@ -1,22 +1,17 @@
-"""The check that a LoRA file passes before a pipeline loads it, and how users name files."""
+"""How users name LoRA files: path, weight, ids of the embedded ones."""
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from .errors import CliError
-from .lora_match import misfits
-from .lora_read import LoraFile, non_finite, read_lora
 
-__all__ = ["LoraSpec", "check_fit", "check_lora", "embedded_style", "parse_specs", "resolve_path"]
+__all__ = ["LoraSpec", "embedded_style", "parse_specs", "resolve_path"]
 
-COMPUTED = ("LoRA", "LoCon")
-SHOWN = 3  # keys that an error names; it counts the rest
 WEIGHTS_NAME = "pytorch_lora_weights.safetensors"  # what diffusers saves into a folder
 
 
@@ -27,53 +22,6 @@ class LoraSpec:
     name: str
     path: Path
     weight: float
-
-
-def check_lora(
-    path: str | Path, unet: Any = None, text_encoders: Mapping[str, Any] | None = None
-) -> LoraFile:
-    """Refuse a file that would not be computed rightly.
-
-    Args:
-        path: A safetensors file.
-        unet: The UNet it is meant for; None: its architecture is not checked.
-        text_encoders: "text_encoder", "text_encoder_2" -> module, as far as the pipeline has them.
-
-    Raises:
-        CliError: One line that names the file, what it is and what it should be.
-    """
-    file = read_lora(path)
-    if file.kind == "unknown":
-        raise CliError(
-            f"{path}: not a LoRA: none of its {file.tensors} tensors is one "
-            f"({_some(file.other_keys)}); expected keys such as lora_A.weight or lora_down.weight"
-        )
-    if file.kind not in COMPUTED:
-        raise CliError(f"{path}: is {file.kind}; expected plain LoRA (Linear and Conv2d layers)")
-    if file.other_keys:
-        raise CliError(
-            f"{path}: {len(file.other_keys)} of its {file.tensors} keys are not plain LoRA "
-            f"({_some(file.other_keys)})"
-        )
-    if bad := non_finite(path):
-        raise CliError(
-            f"{path}: NaN or infinity in {len(bad)} of its {file.tensors} tensors "
-            f"({_some(bad)}); expected finite numbers"
-        )
-    if unet is not None:
-        check_fit(file, {"unet": unet, **(text_encoders or {})})
-    return file
-
-
-def check_fit(file: LoraFile, models: Mapping[str, Any]) -> None:
-    """Refuse a file whose layers are not the models' (component -> module)."""
-    wrong = misfits(file, models)
-    if wrong:
-        more = f"; and {len(wrong) - SHOWN} more" if len(wrong) > SHOWN else ""
-        raise CliError(
-            f"{file.path}: made for another architecture: {len(wrong)} of its "
-            f"{len(file.layers)} layers do not fit: {'; '.join(map(str, wrong[:SHOWN]))}{more}"
-        )
 
 
 def parse_specs(texts: Sequence[str], embedded: bool = False) -> list[LoraSpec]:
@@ -135,7 +83,3 @@ def _split(text: str) -> tuple[str, float]:
     if not math.isfinite(weight):
         raise CliError(f"--lora {text}: expected a finite weight after the last ':'; got {tail}")
     return place, weight
-
-
-def _some(keys: Sequence[str]) -> str:
-    return ", ".join(keys[:SHOWN]) + (", …" if len(keys) > SHOWN else "")

@@ -8,11 +8,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from cmlora_fast.report import document, print_json, print_table
+
 from .errors import CliError
-from .painting_options import AsJson
+from .options import AsJson
+from .quiet import quiet
 
 if TYPE_CHECKING:
-    from .lora_read import LoraFile
+    from cmlora_fast.adapters.file import LoraFile
 
 __all__ = ["inspect_lora"]
 
@@ -29,10 +32,9 @@ def inspect_lora(
     as_json: AsJson = False,
 ) -> None:
     """Show a LoRA's kind, naming, ranks, alphas and targets; with a model, what does not fit."""
+    from cmlora_fast.adapters.file import non_finite, read_lora
+
     from .lora_files import resolve_path
-    from .lora_read import non_finite, read_lora
-    from .quiet import quiet
-    from .report import document, print_json
 
     with quiet():
         file = read_lora(resolve_path(path))
@@ -79,15 +81,19 @@ def _number(alpha: float | None) -> float | None:
 
 
 def _fit(file: LoraFile, model: str) -> dict[str, Any]:
-    from .lora_match import misfits
-    from .model_shapes import model_on_meta
+    from cmlora_fast.adapters.fit import meta_models, misfits
+    from cmlora_fast.eval import EMBEDDED
+    from cmlora_fast.testbed import DATA
 
-    wrong = misfits(file, model_on_meta(model))
+    try:
+        models = meta_models(DATA / "pipeline" if model == EMBEDDED else model)
+    except ValueError as error:
+        raise CliError(f"--model {error}") from error
+    wrong = misfits(file, models)
     return {"model": model, "misfits": [misfit.to_dict() for misfit in wrong]}
 
 
 def _print(facts: dict[str, Any]) -> None:
-    from .report import print_table
 
     rows = [
         ["kind", facts["kind"]],

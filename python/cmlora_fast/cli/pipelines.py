@@ -8,14 +8,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from cmlora_fast.adapters.file import LoraFile
+from cmlora_fast.adapters.fit import check_fit, ignored_alphas
+from cmlora_fast.eval import EMBEDDED
+
 from .errors import CliError, one_line
-from .lora_files import LoraSpec, check_fit
-from .lora_match import ignored_alphas
-from .lora_read import LoraFile
+from .lora_files import LoraSpec
 
 __all__ = [
     "DTYPES",
-    "EMBEDDED",
     "SCHEDULERS",
     "add_loras",
     "check_scheduler",
@@ -25,7 +26,6 @@ __all__ = [
     "text_encoders",
 ]
 
-EMBEDDED = "embedded"
 # Its layers are too small to share: on two idle cores a second thread gains nothing, and on busy
 # ones waiting for it took 80 s per image in place of 0.5.
 EMBEDDED_THREADS = 1

@@ -8,25 +8,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from .errors import CliError
+import torch
+from safetensors import safe_open
+
+from .kinds import kind_of_keys
 
 __all__ = ["LoraFile", "LoraLayer", "adapter_config", "non_finite", "read_lora"]
 
 _LORA_KEY = re.compile(
-    r"^(?P<stem>.+?)(?:\.lora_(?P<peft>[AB])|\.lora_(?P<kohya>down|up)"
-    r"|[._]lora\.(?P<old>down|up)|\.lora_linear_layer\.(?P<linear>down|up))\.weight$"
-)
-_DOWN = ("A", "down")
-# Keys of what is not plain LoRA, most specific first; the first that occurs names the file.
-FOREIGN = (
-    ("LoHa", re.compile(r"\.hada_[wt]\d")),
-    ("LoKr", re.compile(r"\.lokr_[wt]\d")),
-    ("DoRA", re.compile(r"\.dora_scale$|lora_magnitude_vector")),
-    ("OFT", re.compile(r"\.oft_(blocks|diag|r|R)\b")),
-    ("IA3", re.compile(r"\.ia3_l|\.on_input$")),
-    ("LoCon with CP decomposition", re.compile(r"\.lora_mid\.")),
-    ("LoRA with bias", re.compile(r"\.lora_(B|up|down)\.bias$|\.bias_(indices|values|size)$")),
-    ("full weight difference", re.compile(r"\.diff(_b)?$")),
+    r"^(.+?)(?:\.lora_(A|B|down|up)|(?:[._]lora|\.lora_linear_layer)\.(down|up))\.weight$"
 )
 _KOHYA = {
     "lora_unet_": "unet",
@@ -80,7 +70,7 @@ def read_lora(path: str | Path) -> LoraFile:
     """Read a file's header (and its alphas).
 
     Raises:
-        CliError: The file is missing, no safetensors file, or not whole.
+        ValueError: The file is missing, no safetensors file, or not whole.
     """
     path = Path(path)
     header = _header(path)
@@ -111,9 +101,6 @@ def adapter_config(metadata: dict[str, str]) -> dict[str, Any]:
 
 def non_finite(path: str | Path) -> list[str]:
     """Keys of the tensors that hold a NaN or an infinity. Reads the whole file."""
-    import torch
-    from safetensors import safe_open
-
     with safe_open(path, framework="pt") as file:
         tensors = ((key, file.get_tensor(key)) for key in file.keys())
         return [
@@ -124,40 +111,34 @@ def non_finite(path: str | Path) -> list[str]:
 
 
 def _header(path: Path) -> dict[str, Any]:
-    if not path.exists():
-        raise CliError(f"{path}: no such file; expected a LoRA in a .safetensors file")
-    if path.is_dir():
-        raise CliError(f"{path}: is a directory; expected a LoRA in a .safetensors file")
+    if not path.is_file():
+        what = "is a directory" if path.is_dir() else "no such file"
+        raise ValueError(f"{path}: {what}; expected a LoRA in a .safetensors file")
     size = path.stat().st_size
     with open(path, "rb") as file:
-        length = int.from_bytes(file.read(_HEADER_LENGTH), "little")
-        start = file.read(1)
-        whole = _HEADER_LENGTH + length
-        if size < _HEADER_LENGTH + 2 or start != b"{":
-            raise CliError(f"{path}: not a safetensors file ({size} bytes); expected a LoRA in one")
-        if whole > size:
-            raise CliError(_truncated(path, size, whole))
-        text = start + file.read(length - 1)
-    try:
-        header = json.loads(text)
-        ends = [entry["data_offsets"][1] for key, entry in header.items() if key[:2] != "__"]
-    except (ValueError, KeyError, TypeError, IndexError, AttributeError):
-        raise CliError(f"{path}: its safetensors header is damaged") from None
-    if size < whole + max(ends, default=0):
-        raise CliError(_truncated(path, size, whole + max(ends)))
+        expected = _HEADER_LENGTH + int.from_bytes(file.read(_HEADER_LENGTH), "little")
+        text = file.read(1)
+        if text != b"{":
+            what = f"not a safetensors file ({size} bytes)"
+            raise ValueError(f"{path}: {what}; expected a LoRA in one")
+        if expected <= size:
+            text += file.read(expected - _HEADER_LENGTH - 1)
+            try:
+                header = json.loads(text)
+                ends = [e["data_offsets"][1] for key, e in header.items() if key[:2] != "__"]
+            except (ValueError, KeyError, TypeError, IndexError, AttributeError):
+                raise ValueError(f"{path}: its safetensors header is damaged") from None
+            expected += max(ends, default=0)
+    if size < expected:
+        what = f"{size} bytes, its header announces {expected}"
+        raise ValueError(f"{path}: truncated safetensors file: {what}")
     return header
-
-
-def _truncated(path: Path, size: int, expected: int) -> str:
-    return f"{path}: truncated safetensors file: {size} bytes, its header announces {expected}"
 
 
 def _alphas(path: Path, header: dict[str, Any]) -> dict[str, float]:
     keys = [key for key in header if key.endswith(".alpha")]
     if not keys:
         return {}
-    from safetensors import safe_open
-
     with safe_open(path, framework="pt") as file:
         return {key.removesuffix(".alpha"): float(file.get_tensor(key).max()) for key in keys}
 
@@ -178,24 +159,17 @@ def _layers(
     pairs: dict[str, dict[str, str]] = {}
     for key in shapes:
         if match := _LORA_KEY.match(key):
-            stem, *parts = match.group("stem", "peft", "kohya", "old", "linear")
-            side = next(part for part in parts if part)
-            pairs.setdefault(stem, {})["down" if side in _DOWN else "up"] = key
+            side = "down" if (match[2] or match[3]) in ("A", "down") else "up"
+            pairs.setdefault(match[1], {})[side] = key
     layers, used = [], set()
     for stem, pair in pairs.items():
-        if len(pair) == 2 and _have_one_rank(shapes[pair["down"]], shapes[pair["up"]]):
-            component, name = _place(stem)
-            factors = shapes[pair["down"]], shapes[pair["up"]]
-            alpha = alphas.get(stem, _config_alpha(config, component, name))
-            layer = LoraLayer(component, name, pair["down"], pair["up"], *factors, alpha=alpha)
-            layers.append(layer)
+        down, up = (shapes.get(pair.get(side, ""), ()) for side in ("down", "up"))
+        if len(down) > 1 and len(up) > 1 and down[0] == up[1] > 0:  # one rank
+            place = _place(stem)
+            alpha = alphas.get(stem, _config_alpha(config, *place))
+            layers.append(LoraLayer(*place, pair["down"], pair["up"], down, up, alpha))
             used.update((*pair.values(), f"{stem}.alpha"))
     return tuple(layers), tuple(key for key in shapes if key not in used)
-
-
-def _have_one_rank(down: tuple[int, ...], up: tuple[int, ...]) -> bool:
-    """Shapes (rank, inputs, …) and (outputs, rank, …)."""
-    return len(down) > 1 and len(up) > 1 and down[0] == up[1] > 0
 
 
 def _place(stem: str) -> tuple[str, str]:
@@ -203,16 +177,14 @@ def _place(stem: str) -> tuple[str, str]:
     for prefix, component in _KOHYA.items():
         if stem.startswith(prefix):
             return component, stem.removeprefix(prefix)
-    head, _, rest = stem.removeprefix("base_model.model.").partition(".")
-    if head in _COMPONENTS:
-        return head, rest
-    return "unet", stem.removeprefix("base_model.model.")
+    name = stem.removeprefix("base_model.model.")
+    head, _, rest = name.partition(".")
+    return (head, rest) if head in _COMPONENTS else ("unet", name)
 
 
 def _kind(layers: tuple[LoraLayer, ...], shapes: dict[str, tuple[int, ...]]) -> str:
-    for name, pattern in FOREIGN:
-        if any(pattern.search(key) for key in shapes):
-            return name
+    if other := kind_of_keys(shapes):
+        return other
     if not layers:
         return "unknown"
     return "LoCon" if any(max(layer.down[2:], default=1) > 1 for layer in layers) else "LoRA"
