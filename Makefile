@@ -1,7 +1,7 @@
 # The first use of any target creates .venv with the pinned development set.
 PYTHON ?= python3
 BIN := .venv/bin
-SOURCES := pyproject.toml constraints.txt CMakeLists.txt $(wildcard csrc/*.cpp csrc/*/*.cpp csrc/*/*.h)
+SOURCES := pyproject.toml constraints.txt CMakeLists.txt $(wildcard csrc/*/*.* tests/cuda_host/*.* tests/cuda_host/*/*.h)
 
 .PHONY: build check test gpu-build demo bench
 build: .venv/ready
@@ -18,7 +18,7 @@ build: .venv/ready
 check: build
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/clang-format --dry-run --Werror $(wildcard csrc/*/*.cpp csrc/*/*.h csrc/*/*.cu tests/cuda_host/*.* tests/cuda_host/*/*.h)
+	$(BIN)/clang-format --dry-run --Werror $(wildcard csrc/*/*.cpp csrc/*/*.h csrc/*/*.cu tests/cuda_host/*.cpp tests/cuda_host/*.h tests/cuda_host/*/*.h)
 
 test: build
 	OMP_WAIT_POLICY=passive $(BIN)/pytest -n 2 --dist loadfile  # workers that spin starve each other

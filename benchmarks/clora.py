@@ -1,8 +1,7 @@
 """CLoRA against a straightforward loop: time in alternating rounds, peak memory, difference.
 
-The loop is what the paper's procedure suggests: one pass per row, adapters switched by PEFT's
-``set_adapters``, the tapped layers' attention materialised by a plain processor, a whole forward at
-every update. Both run the same schedule on SD 1.5's layers at half their width, random weights.
+The loop is ``clora_loop``'s: what the paper's procedure suggests. Both run the same schedule on
+SD 1.5's layers at half their width, random weights.
 
 python -m cmlora_fast.benchmarks.clora --json
 """
@@ -15,16 +14,15 @@ import statistics
 import subprocess
 import sys
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import cmlora_fast as cf
 import torch
-from cmlora_fast.clora.tracked import Tracked
-from cmlora_fast.ops.reference import attention_masks, combine_, contrastive_loss, mask_shares
 from torch import Tensor
 
+from .clora_loop import CLoRALoop, Step
 from .memory import peak_growth
 from .models import TEXT_WIDTH, adapter_names, call_inputs, load_adapters, sd_pipeline
 
@@ -102,10 +100,15 @@ def _contender(name: str, arguments: dict[str, Any]) -> Callable[[], Tensor]:
     inputs["guidance_scale"] = GUIDANCE
     if name == "loop":
         pipe.unet.requires_grad_(not arguments["frozen"])
-        loop = StraightforwardLoop(pipe.unet, pipe.scheduler, method)
-        return lambda: loop.run(inputs["latents"], arguments["steps"])
+        loop = CLoRALoop(pipe.unet, pipe.scheduler, method, GUIDANCE, frozen=False)
+        return lambda: _last(loop.steps(inputs["latents"], arguments["steps"])).latents
     cf.enable(pipe, method, max_rows=arguments["max_rows"], weights=arguments["weights"])
     return lambda: pipe(**inputs).images
+
+
+def _last(steps: Iterator[Step]) -> Step:
+    (step,) = deque(steps, maxlen=1)
+    return step
 
 
 def method_of(arguments: dict[str, Any]) -> cf.CLoRA:
@@ -123,98 +126,6 @@ def method_of(arguments: dict[str, Any]) -> cf.CLoRA:
         row_prompt_embeds=torch.randn(len(rows), 77, TEXT_WIDTH, generator=draw),
         row_negative_prompt_embeds=torch.randn(1, 77, TEXT_WIDTH, generator=draw),
     )
-
-
-class StraightforwardLoop:
-    """The procedure of the paper, one row after the other."""
-
-    def __init__(self, unet: Any, scheduler: Any, method: cf.CLoRA):
-        self.unet, self.scheduler, self.method = unet, scheduler, method
-        self.tracked = Tracked.of(method.rows)
-
-    def run(self, z: Tensor, steps: int) -> Tensor:
-        method = self.method
-        self.scheduler.set_timesteps(steps)
-        for i, t in enumerate(self.scheduler.timesteps):
-            updates = method.updates(i, steps)
-            for _ in range(updates):
-                z = z.detach().requires_grad_()
-                with torch.enable_grad():
-                    noise, maps = self._rows(z, t)
-                    slope = self._slope(maps, z)
-                z = (z - method.step_size * slope).detach()
-            if not updates:
-                with torch.no_grad():
-                    noise, maps = self._rows(z, t)
-            fused = torch.empty_like(z)
-            with torch.no_grad():
-                shares = mask_shares(self._masks(maps, z.shape[-2:]))
-                combine_(fused, noise, shares, GUIDANCE)
-            z = self.scheduler.step(fused, t, z).prev_sample
-        return z
-
-    def _rows(self, z: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-        """Predictions [2, J, 1, C, h, w] and mean maps [J, r, q, 77]."""
-        noise, maps = [], []
-        for row, text in zip(self.method.rows, self.method.row_prompt_embeds, strict=True):
-            if row.adapter is None:
-                self.unet.disable_adapters()
-            else:
-                self.unet.enable_adapters()
-                self.unet.set_adapters([row.adapter])
-            embeds = torch.stack([self.method.row_negative_prompt_embeds[0], text])
-            high, wide = z.shape[-2] // 4, z.shape[-1] // 4
-            with _stored(self.unet, high * wide) as probabilities:
-                noise.append(self.unet(torch.cat([z, z]), t, embeds).sample)
-            mean = torch.stack([layer.mean((0, 1)) for layer in probabilities]).mean(0)
-            maps.append(mean.view(high, wide, -1))
-        return torch.stack(noise, 1)[:, :, None].detach(), torch.stack(maps)
-
-    def _slope(self, maps: Tensor, z: Tensor) -> Tensor:
-        tracked, tables = self._tracked(maps), (self.tracked.index, self.tracked.labels)
-        _, slope = contrastive_loss(tracked.detach(), *map(torch.tensor, tables))
-        return torch.autograd.grad(tracked, z, slope)[0]
-
-    def _masks(self, maps: Tensor, size: torch.Size) -> Tensor:
-        mask_row, alpha = torch.tensor(self.tracked.mask_row), self.method.mask_threshold_alpha
-        tracked = self._tracked(maps.detach())
-        return attention_masks(tracked, mask_row, self.method.row_count, size, alpha)
-
-    def _tracked(self, maps: Tensor) -> Tensor:
-        return maps[self.tracked.row, :, :, self.tracked.token][:, None]
-
-
-@contextmanager
-def _stored(unet: Any, queries: int) -> Iterator[list[Tensor]]:
-    """Keep the probabilities of cross-attention with so many queries; other layers stay."""
-    before, probabilities = unet.attn_processors, []
-
-    def materialised(attn, hidden_states, encoder_hidden_states=None, attention_mask=None):
-        q, k, v = (
-            part.unflatten(-1, (attn.heads, -1)).transpose(1, 2)
-            for part in (
-                attn.to_q(hidden_states),
-                attn.to_k(encoder_hidden_states),
-                attn.to_v(encoder_hidden_states),
-            )
-        )
-        weights = (q @ k.transpose(-1, -2) * attn.scale).softmax(-1)
-        probabilities.append(weights)
-        return attn.to_out[0]((weights @ v).transpose(1, 2).flatten(2))
-
-    def choose(plain: Any) -> Callable[..., Tensor]:
-        def processor(attn, hidden_states, encoder_hidden_states=None, attention_mask=None):
-            tapped = encoder_hidden_states is not None and hidden_states.shape[1] == queries
-            use = materialised if tapped else plain
-            return use(attn, hidden_states, encoder_hidden_states, attention_mask)
-
-        return processor
-
-    unet.set_attn_processor({name: choose(plain) for name, plain in before.items()})
-    try:
-        yield probabilities
-    finally:
-        unet.set_attn_processor(before)
 
 
 def _peak_of_process(name: str, arguments: dict[str, Any]) -> int:

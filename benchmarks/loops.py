@@ -1,66 +1,106 @@
 """Straightforward denoising loops with diffusers and PEFT: what one would write without us.
 
 One adapter after the other: PEFT's ``set_adapters``, a UNet call on the guided batch, a weighted
-sum. Nothing is repeated that need not be, nothing is folded or batched over adapters.
+sum. Nothing is repeated that need not be, nothing is folded or batched over adapters. The
+benchmarks race ``composite`` and ``cmlora``; the tests check the engine against ``denoise`` and
+``composed`` with slower predictions of their own.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
 from cmlora_fast import CMLoRA
 from cmlora_fast.schedule.corrected import plan
 from torch import Tensor, nn
 
-__all__ = ["cmlora", "composite", "deep_part"]
+__all__ = ["cmlora", "composed", "composite", "deep_part", "denoise"]
+
+Predict = Callable[..., Tensor]
+Shares = Mapping[str, tuple[float, bool]]  # adapters -> share of the prediction, runs whole
 
 
 @torch.no_grad()
+def denoise(scheduler, predict: Predict, inputs: dict) -> Iterator[Tensor]:
+    """The latents after every step; ``predict(i, x, t, text)`` sees both halves of guidance.
+
+    Args:
+        inputs: prompt_embeds, negative_prompt_embeds, latents, num_inference_steps, guidance_scale
+            as a pipeline takes them.
+    """
+    scheduler.set_timesteps(inputs["num_inference_steps"])
+    scale, text = inputs["guidance_scale"], inputs["prompt_embeds"]
+    guided = scale > 1
+    if guided:
+        text = torch.cat([inputs["negative_prompt_embeds"], text])
+    z = inputs["latents"] * scheduler.init_noise_sigma
+    for i, t in enumerate(scheduler.timesteps):
+        x = scheduler.scale_model_input(torch.cat([z, z]) if guided else z, t)
+        noise = predict(i, x, t, text)
+        if guided:
+            unconditional, conditional = noise.chunk(2)
+            noise = unconditional + scale * (conditional - unconditional)
+        z = scheduler.step(noise, t, z, return_dict=False)[0]
+        yield z
+
+
+def composed(steps: Sequence[Shares], one: Callable[..., Tensor]) -> Predict:
+    """The weighted sum of one prediction per adapter, one after the other.
+
+    Args:
+        steps: ``steps[i]``, asked for once per step: adapters -> (share, whether they run whole).
+        one: ``one(adapters, whole, x, t, text, **more)``, the prediction under these adapters.
+    """
+
+    def predict(i: int, x: Tensor, t: Tensor, text: Tensor, **more: object) -> Tensor:
+        total = 0
+        for key, (share, whole) in steps[i].items():
+            total = total + share * one(key, whole, x, t, text, **more)
+        return total
+
+    return predict
+
+
 def composite(pipe, names: Sequence[str], inputs: dict) -> Tensor:
     """Final latents of LoRA Composite: the mean of one prediction per adapter, no cache."""
 
-    def predict(i: int, x: Tensor, t: Tensor, text: Tensor) -> Tensor:
-        total = None
-        for name in names:
-            pipe.unet.set_adapters(name)
-            noise = pipe.unet(x, t, encoder_hidden_states=text, return_dict=False)[0]
-            total = noise if total is None else total + noise
-        return total / len(names)
+    def one(name: str, whole: bool, x: Tensor, t: Tensor, text: Tensor) -> Tensor:
+        pipe.unet.set_adapters(name)
+        return pipe.unet(x, t, encoder_hidden_states=text, return_dict=False)[0]
 
-    return _denoise(pipe.scheduler, predict, inputs)
+    steps = [{name: (1 / len(names), True) for name in names}] * inputs["num_inference_steps"]
+    return _last(denoise(pipe.scheduler, composed(steps, one), inputs))
 
 
-@torch.no_grad()
 def cmlora(pipe, names: Sequence[str], inputs: dict) -> Tensor:
     """Final latents of CMLoRA with its default schedule and one feature cache per adapter."""
     schedule = plan(CMLoRA(), names, inputs["num_inference_steps"])
-    features: dict[int, Tensor] = {}
-
-    def predict(i: int, x: Tensor, t: Tensor, text: Tensor) -> Tensor:
-        step, total = schedule.steps[i], 0
-        choice = step.early
-        for group, refresh, weight in zip(step.groups, choice.refresh, choice.weights, strict=True):
-            pipe.unet.set_adapters(schedule.subsets[group][0])
-            noise, features[group] = _cached_call(
-                pipe.unet, x, t, text, None if refresh else features[group]
+    subsets = [subset[0] for subset in schedule.subsets]
+    steps = [
+        {
+            subsets[group]: (share, whole)
+            for group, share, whole in zip(
+                step.groups, step.early.weights, step.early.refresh, strict=True
             )
-            total = total + weight * noise
-        return total
+        }
+        for step in schedule.steps
+    ]
+    features: dict[str, Tensor] = {}
 
-    return _denoise(pipe.scheduler, predict, inputs)
+    def one(name: str, whole: bool, x: Tensor, t: Tensor, text: Tensor) -> Tensor:
+        pipe.unet.set_adapters(name)
+        feature = None if whole else features[name]
+        noise, features[name] = _cached_call(pipe.unet, x, t, text, feature)
+        return noise
+
+    return _last(denoise(pipe.scheduler, composed(steps, one), inputs))
 
 
-def _denoise(scheduler, predict, inputs: dict) -> Tensor:
-    scheduler.set_timesteps(inputs["num_inference_steps"])
-    text = torch.cat([inputs["negative_prompt_embeds"], inputs["prompt_embeds"]])
-    z = inputs["latents"] * scheduler.init_noise_sigma
-    for i, t in enumerate(scheduler.timesteps):
-        x = scheduler.scale_model_input(torch.cat([z, z]), t)
-        unconditional, conditional = predict(i, x, t, text).chunk(2)
-        noise = unconditional + inputs["guidance_scale"] * (conditional - unconditional)
-        z = scheduler.step(noise, t, z, return_dict=False)[0]
-    return z
+def _last(trajectory: Iterator[Tensor]) -> Tensor:
+    (latents,) = deque(trajectory, maxlen=1)
+    return latents
 
 
 def _cached_call(unet: nn.Module, x: Tensor, t: Tensor, text: Tensor, feature: Tensor | None):

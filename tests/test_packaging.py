@@ -1,4 +1,6 @@
+import importlib
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -9,8 +11,10 @@ from pathlib import Path
 
 import cmlora_fast
 import pytest
+from cmlora_fast import testbed
 
 ROOT = Path(__file__).parents[1]
+TRAINING = "cmlora_fast.testbed.training"
 BUILD = "from scikit_build_core.build import build_{0} as build; print(build({1!r}))"
 
 
@@ -56,6 +60,25 @@ def test_help_does_not_wait_for_diffusers():
     subprocess.run([sys.executable, "-c", script], check=True)
 
 
+def retraining():
+    """Modules behind the commands that the testbed's own README lists."""
+    text = (Path(testbed.__file__).parent / "README.md").read_text()
+    command = rf"python -m ({re.escape(TRAINING)}\.\w+)(?: (\w+))?"
+    for module, stage in re.findall(command, text):
+        yield f"{TRAINING}.train_{stage}" if stage else module
+
+
+@pytest.mark.parametrize("module", sorted({*retraining(), f"{TRAINING}.train"}))
+def test_what_retrains_imports_from_a_checkout(module):
+    try:
+        entry = importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name not in ("python_avatars", "resvg_py"):
+            raise
+        pytest.skip(f"needs {error.name}, of the extra testbed")
+    assert any(callable(getattr(entry, name, None)) for name in ("main", "train", "export"))
+
+
 @pytest.mark.skipif(not shutil.which("ldd"), reason="needs ldd")
 def test_extension_links_no_torch():
     command = ["ldd", util.find_spec("cmlora_fast._C").origin]
@@ -72,6 +95,8 @@ def test_wheel_from_source_distribution(tmp_path):
     kernels = {path.name for path in (ROOT / "triton_kernels").glob("*.py")}
     assert kernels <= {Path(n).name for n in names if n.startswith("cmlora_fast/triton_kernels/")}
     assert {Path(n).parts[0] for n in names} == {"cmlora_fast", names[-1].split("/")[0]}
+    assert not [name for name in names if "/testbed/training" in name]
+    assert "cmlora_fast/testbed/load.py" in names
     zipfile.ZipFile(wheel).extractall(tmp_path / "site")
     script = "from cmlora_fast import _C, ops; print(_C.__file__, ops.force)"
     done = subprocess.run(

@@ -25,18 +25,15 @@ import cmlora_fast as cf
 import torch
 from cmlora_fast import eval as lab
 from cmlora_fast import testbed
-from cmlora_fast.cli.bench_record import provenance
-from cmlora_fast.cli.generation import plain_preset
-from cmlora_fast.cli.pipelines import EMBEDDED
-from cmlora_fast.cli.progress import progress
-from cmlora_fast.cli.report import document
 from cmlora_fast.eval.macs import macs_per_sample
-from cmlora_fast.eval.paint import activate, call
+from cmlora_fast.eval.paint import activate, call, paint, rows_of
+from cmlora_fast.eval.presets import plain_preset
 from cmlora_fast.eval.run import score_all
 from cmlora_fast.eval.samples import jobs_of
 from cmlora_fast.eval.scorers import EmbeddedScorer
 from cmlora_fast.eval.scorers.base import PRESENT
-from cmlora_fast.testbed.load import DATA
+from cmlora_fast.report import document, progress, provenance
+from cmlora_fast.testbed import DATA
 
 from .sets import CLORA, PARTS, Part
 
@@ -52,7 +49,7 @@ REPEATS = 2  # images, of which the fastest counts: the first builds what the se
 
 def generation() -> lab.Generation:
     """What all images share: what ``cmlora eval`` would take for the embedded testbed."""
-    preset = plain_preset(EMBEDDED)
+    preset = plain_preset(lab.EMBEDDED)
     return lab.Generation(
         preset.model,
         lab.model_digest(DATA / "pipeline"),
@@ -104,24 +101,12 @@ def paint_all(
 
 
 def _paint(pipe: Any, jobs: Sequence[lab.Job], store: lab.ImageStore) -> None:
-    first, count = jobs[0], len(jobs)
-    given = first.generation
+    first = jobs[0]
     activate(pipe, [a.name for a in first.adapters], [a.weight for a in first.adapters])
     with cf.accelerate(pipe, first.method if first.adapters else None):
-        images = pipe(
-            first.prompt,
-            negative_prompt=given.negative_prompt,
-            num_images_per_prompt=count,
-            num_inference_steps=given.steps,
-            guidance_scale=given.guidance_scale,
-            generator=[torch.Generator().manual_seed(job.seed) for job in jobs],
-            cross_attention_kwargs={"scale": given.lora_scale},
-        ).images
-        steps = cf.summary(pipe).steps
-    rows = {
-        "full_rows": sum(step.full_rows for step in steps) / count,
-        "shallow_rows": sum(step.shallow_rows for step in steps) / count,
-    }
+        images = paint(pipe, first, [job.seed for job in jobs])
+        ran = rows_of(cf.summary(pipe))
+    rows = {kind: count / len(jobs) for kind, count in ran.items()}
     for job, image in zip(jobs, images, strict=True):
         store.add(job, image, rows)
 

@@ -6,7 +6,7 @@
 #include <array>
 #include <cstdint>
 
-#include "ops/stream.h"
+#include "bind_cuda.h"
 
 // Tensors arrive as addresses, sizes and strides (in elements): a third of a microsecond a call,
 // where one nb::ndarray costs four. The Python op has checked all of them, see ops/_check.py.
@@ -22,27 +22,29 @@ T* at(uintptr_t address) {
   return reinterpret_cast<T*>(address);
 }
 
-// Binds an op in m's submodule cuda: the arguments of `make`, then device and stream.
-template <typename Op, typename... Args>
-void bind_cuda(nanobind::module_& m, const char* name, Op (*make)(Args...),
-               void (*cuda)(const Op&, const Stream&)) {
-  nanobind::module_ gpu = m.attr("cuda");
-  gpu.def(name, [make, cuda](Args... args, int device, uintptr_t stream) {
-    cuda(make(args...), {device, stream});
-  });
-}
+template <auto make, auto run>
+struct OnCpu;
 
-// Binds an op there and, under the same name, in `m`: the arguments of `make`, then the
-// instruction set.
-template <typename Op, typename... Args>
-void bind_op(nanobind::module_& m, const char* name, Op (*make)(Args...),
-             void (*cpu)(const Op&, int), void (*cuda)(const Op&, const Stream&)) {
-  m.def(name, [make, cpu](Args... args, int isa) {
+template <typename Op, typename... Args, Op (*make)(Args...), void (*run)(const Op&, int)>
+struct OnCpu<make, run> {
+  static void call(Args... args, int isa) {
     const Op op = make(args...);
     nanobind::gil_scoped_release release;
-    cpu(op, isa);
-  });
-  bind_cuda(m, name, make, cuda);
+    run(op, isa);
+  }
+};
+
+// Binds an op in `m`: the arguments of `make`, then the instruction set.
+template <auto make, auto cpu>
+void bind_cpu(nanobind::module_& m, const char* name) {
+  m.def(name, OnCpu<make, cpu>::call);
+}
+
+// Binds an op there and, under the same name, in m's submodule cuda.
+template <auto make, auto cpu, auto cuda>
+void bind_op(nanobind::module_& m, const char* name) {
+  bind_cpu<make, cpu>(m, name);
+  bind_cuda<make, cuda>(m, name);
 }
 
 // Each expects a submodule cuda.

@@ -48,12 +48,11 @@ ContrastiveLoss contrastive_loss_op(uintptr_t loss, uintptr_t gradient, uintptr_
 
 // On the CPU all run their torch twins.
 void bind_clora(nb::module_& m) {
-  bind_cuda(m, "attention_tap", attention_tap_op, cuda::attention_tap);
-  bind_cuda(m, "attention_tap_backward", attention_tap_op, cuda::attention_tap_backward);
-  bind_cuda(m, "contrastive_loss", contrastive_loss_op, cuda::contrastive_loss);
-  nb::module_ gpu = m.attr("cuda");
-  gpu.def("attention_tap_fits", cuda::attention_tap_fits);
-  gpu.def("contrastive_loss_fits", cuda::contrastive_loss_fits);
+  bind_cuda<attention_tap_op, cuda::attention_tap>(m, "attention_tap");
+  bind_cuda<attention_tap_op, cuda::attention_tap_backward>(m, "attention_tap_backward");
+  bind_cuda<cuda::attention_tap_fits>(m, "attention_tap_fits");
+  bind_cuda<contrastive_loss_op, cuda::contrastive_loss>(m, "contrastive_loss");
+  bind_cuda<cuda::contrastive_loss_fits>(m, "contrastive_loss_fits");
 }
 
 }  // namespace cmlora

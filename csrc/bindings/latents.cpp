@@ -14,31 +14,21 @@ namespace {
 
 RadialAmplitude radial_amplitude_op(uintptr_t mean, uintptr_t profile, uintptr_t latents,
                                     const Sizes<4>& shape, const Sizes<4>& strides,
-                                    int64_t first_bin, bool log, int dtype) {
-  return {at<float>(mean), at<float>(profile), at<void>(latents), shape[0],   shape[1],  shape[2],
-          shape[3],        strides[0],         strides[1],        strides[2], first_bin, log,
+                                    uintptr_t scratch, int64_t first_bin, bool log, int dtype) {
+  return {at<float>(mean),
+          at<float>(profile),
+          at<void>(latents),
+          at<float>(scratch),
+          shape[0],
+          shape[1],
+          shape[2],
+          shape[3],
+          strides[0],
+          strides[1],
+          strides[2],
+          first_bin,
+          log,
           DType(dtype)};
-}
-
-void bind_radial_amplitude(nb::module_& m) {
-  m.def("radial_amplitude",
-        [](uintptr_t mean, uintptr_t profile, uintptr_t latents, const Sizes<4>& shape,
-           const Sizes<4>& strides, int64_t first_bin, bool log, int dtype, int isa) {
-          const auto op =
-              radial_amplitude_op(mean, profile, latents, shape, strides, first_bin, log, dtype);
-          nb::gil_scoped_release release;
-          cpu::radial_amplitude(op, isa);
-        });
-  nb::module_ gpu = m.attr("cuda");
-  gpu.def("radial_amplitude",
-          [](uintptr_t mean, uintptr_t profile, uintptr_t latents, const Sizes<4>& shape,
-             const Sizes<4>& strides, int64_t first_bin, bool log, int dtype, uintptr_t scratch,
-             int device, uintptr_t stream) {
-            cuda::radial_amplitude(
-                radial_amplitude_op(mean, profile, latents, shape, strides, first_bin, log, dtype),
-                at<float>(scratch), {device, stream});
-          });
-  gpu.def("radial_scratch", cuda::radial_scratch);
 }
 
 // Rows in range, none named twice: two writers of one row would race.
@@ -108,13 +98,15 @@ Decide decide_op(uintptr_t early, uintptr_t weights, uintptr_t deep, uintptr_t r
 }  // namespace
 
 void bind_latents(nb::module_& m) {
-  bind_radial_amplitude(m);
-  bind_cuda(m, "decide", decide_op, cuda::decide);  // the CPU's host decides by itself
+  bind_op<radial_amplitude_op, cpu::radial_amplitude, cuda::radial_amplitude>(m,
+                                                                              "radial_amplitude");
+  bind_cuda<cuda::radial_scratch>(m, "radial_scratch");
+  bind_cuda<decide_op, cuda::decide>(m, "decide");  // the CPU's host decides by itself
   m.def("check_rows", [](uintptr_t rows, int64_t count, int64_t limit) {
     check_rows(at<int32_t>(rows), count, limit);
   });
-  bind_op(m, "cache_refresh", cache_refresh_op, cpu::cache_refresh, cuda::cache_refresh);
-  bind_op(m, "combine", combine_op, cpu::combine, cuda::combine);
+  bind_op<cache_refresh_op, cpu::cache_refresh, cuda::cache_refresh>(m, "cache_refresh");
+  bind_op<combine_op, cpu::combine, cuda::combine>(m, "combine");
 }
 
 }  // namespace cmlora

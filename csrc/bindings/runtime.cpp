@@ -3,8 +3,8 @@
 #include <stdexcept>
 
 #include "bindings/bind.h"
-#include "common/parallel.h"
 #include "cpu/kernels.h"
+#include "cpu/parallel.h"
 #include "ops/cuda_status.h"
 
 namespace nb = nanobind;
@@ -22,14 +22,15 @@ void bind_runtime(nb::module_& m) {
   m.def("best_isa", cpu::best_isa);
   m.def("cuda_missing", cuda::missing);
 
+  using cpu::Pool;
   nb::enum_<Pool>(m, "Pool")
       .value("torch", Pool::kTorch)
       .value("threads", Pool::kThreads)
       .value("serial", Pool::kSerial);
-  m.def("current_pool", current_pool);
-  m.def("set_fallback_threads", set_fallback_threads);
+  m.def("current_pool", cpu::current_pool);
+  m.def("set_fallback_threads", cpu::set_fallback_threads);
   m.def("use_pool", [](Pool pool) {
-    if (!use_pool(pool)) throw std::runtime_error("the loaded torch exports no thread pool");
+    if (!cpu::use_pool(pool)) throw std::runtime_error("the loaded torch exports no thread pool");
   });
 }
 

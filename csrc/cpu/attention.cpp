@@ -1,8 +1,8 @@
 #include "ops/attention.h"
 
-#include "common/parallel.h"
-#include "common/scratch.h"
 #include "cpu/kernels.h"
+#include "cpu/parallel.h"
+#include "cpu/scratch.h"
 
 namespace cmlora::cpu {
 

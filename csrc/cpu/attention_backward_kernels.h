@@ -8,6 +8,28 @@
 
 namespace cmlora::cpu {
 
+// Slopes of one row and head.
+struct AttentionBackwardBlock {
+  void* dq;
+  void* dk;  // null, as dv, where none is wanted
+  void* dv;
+  const void* dout;
+  const void* out;
+  const void* q;
+  const void* k;
+  const void* v;
+  const float* lse;  // [queries]
+  int64_t width;     // stride of the tokens of out and of every slope
+  int64_t q_stride;
+  int64_t k_stride;
+  int64_t v_stride;
+  int64_t queries;
+  int64_t keys;
+  int64_t D;
+  float scale;
+  float* scratch;  // attention_backward_scratch(queries, D) floats
+};
+
 // Queries whose scores are held at once: whole register tiles of every instruction set.
 constexpr int64_t kChunk = 48;
 

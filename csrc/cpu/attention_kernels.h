@@ -1,9 +1,10 @@
 #pragma once
 
 #include <cmath>
+#include <cstdint>
 
+#include "common/dtype.h"
 #include "cpu/exp2.h"
-#include "cpu/kernels.h"
 #include "cpu/unroll.h"
 
 // Attention with a running softmax: scores never leave L1. A vector holds queries, so that maxima
@@ -11,6 +12,24 @@
 // depends neither on its neighbours nor on the threads.
 
 namespace cmlora::cpu {
+
+// Queries of one row and head: out = softmax(scale · q kᵀ) v, the scale for exponentials of base 2.
+struct AttentionBlock {
+  const void* q;
+  const void* k;
+  const void* v;
+  void* out;
+  float* lse;  // [queries] log of the softmax's sums, to base e, or null
+  int64_t q_stride;
+  int64_t k_stride;
+  int64_t v_stride;
+  int64_t out_stride;
+  int64_t queries;  // attention_queries at most
+  int64_t keys;
+  int64_t D;
+  float scale;
+  float* scratch;  // attention_scratch(D) floats
+};
 
 // Queries of a block in panels of two vectors, one register tile each.
 constexpr int64_t kQueryPanels = 2;

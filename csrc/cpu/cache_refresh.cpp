@@ -2,8 +2,8 @@
 
 #include <cstring>
 
-#include "common/parallel.h"
 #include "common/planes.h"
+#include "cpu/parallel.h"
 
 namespace cmlora::cpu {
 

@@ -2,9 +2,9 @@
 
 #include <vector>
 
-#include "common/parallel.h"
 #include "common/planes.h"
 #include "cpu/kernels.h"
+#include "cpu/parallel.h"
 
 namespace cmlora::cpu {
 

@@ -1,8 +1,23 @@
 #pragma once
 
-#include "cpu/kernels.h"
+#include <cstdint>
+
+#include "common/dtype.h"
 
 namespace cmlora::cpu {
+
+// count contiguous elements of out = Σ_j weights[j] · noise[0][j], guided with noise[1] too.
+struct CombineRun {
+  void* out;
+  const void* const* noise;  // [J], guided [2, J]
+  const float* weights;      // [J], per pixel [J, count], weight_stride apart
+  int64_t weight_stride;
+  int64_t J;
+  int64_t count;
+  bool per_pixel;
+  bool guided;
+  float guidance_scale;
+};
 
 // One vector at `offset` of the weighted sum over J.
 template <typename Simd, typename T, bool per_pixel>

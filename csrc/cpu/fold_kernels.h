@@ -6,6 +6,20 @@
 
 namespace cmlora::cpu {
 
+// Consecutive output features of one folded weight: out = w + Σ scale · B A.
+struct FoldBlock {
+  const void* w;
+  void* out;
+  int64_t w_stride;
+  int64_t out_stride;
+  Matrix b;       // first of the features
+  int64_t count;  // features
+  int64_t K;
+  const Segment* segments;
+  int64_t segment_count;
+  float* scratch;  // delta_scratch(padded_rank) floats
+};
+
 template <typename Simd, typename T, int M>
 void fold_tile(const FoldBlock& block, int64_t first) {
   const T* b = static_cast<const T*>(block.b.data) + first * block.b.row_stride;

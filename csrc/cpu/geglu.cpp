@@ -1,7 +1,7 @@
 #include "ops/geglu.h"
 
-#include "common/parallel.h"
 #include "cpu/kernels.h"
+#include "cpu/parallel.h"
 
 namespace cmlora::cpu {
 

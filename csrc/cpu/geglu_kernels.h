@@ -1,9 +1,29 @@
 #pragma once
 
+#include <cstdint>
+
+#include "common/dtype.h"
 #include "cpu/exp2.h"
-#include "cpu/kernels.h"
 
 namespace cmlora::cpu {
+
+// count contiguous elements of out = x · gelu(gate).
+struct GegluRun {
+  void* out;
+  const void* x;
+  const void* gate;
+  int64_t count;
+};
+
+// The same of d x = d out · gelu(gate) and d gate = d out · x · gelu'(gate).
+struct GegluBackwardRun {
+  void* dx;
+  void* dgate;
+  const void* dout;
+  const void* x;
+  const void* gate;
+  int64_t count;
+};
 
 // Of the normal distribution at -|g|: exp(-g²/2), and the share that lies beyond.
 template <typename Simd>

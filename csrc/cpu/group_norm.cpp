@@ -3,9 +3,9 @@
 #include <algorithm>
 #include <cmath>
 
-#include "common/parallel.h"
-#include "common/scratch.h"
 #include "cpu/kernels.h"
+#include "cpu/parallel.h"
+#include "cpu/scratch.h"
 
 namespace cmlora::cpu {
 namespace {

@@ -1,9 +1,36 @@
 #pragma once
 
+#include <cstdint>
+
+#include "common/dtype.h"
 #include "cpu/exp2.h"
-#include "cpu/kernels.h"
 
 namespace cmlora::cpu {
+
+// Tokens whose channels' means and squares are taken at once, at most.
+constexpr int64_t kMomentTokens = 32;
+
+// Mean and sum of squared differences over `tokens` tokens of each of C channels.
+struct MomentsRun {
+  const void* x;
+  int64_t stride;  // of tokens
+  int64_t tokens;
+  int64_t C;
+  float* mean;
+  float* squares;
+};
+
+// out[t] = silu?(x[t] · scale + offset) for `tokens` tokens of C channels.
+struct NormalizeRun {
+  void* out;  // contiguous
+  const void* x;
+  int64_t stride;  // of the tokens of x
+  int64_t tokens;
+  int64_t C;
+  const float* scale;
+  const float* offset;
+  bool silu;
+};
 
 // Mean and sum of squared differences of W channels over the tokens of a stretch.
 template <typename Simd, typename T>

@@ -3,7 +3,7 @@
 #include <cstddef>
 #include <vector>
 
-#include "common/parallel.h"
+#include "cpu/parallel.h"
 
 namespace cmlora::cpu {
 

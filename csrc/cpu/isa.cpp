@@ -1,6 +1,6 @@
-#include <stdexcept>
+#include "cpu/isa.h"
 
-#include "cpu/kernels.h"
+#include <stdexcept>
 
 namespace cmlora::cpu {
 

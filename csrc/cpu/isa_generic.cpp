@@ -1,4 +1,4 @@
-#include "cpu/kernels.h"
+#include "cpu/isa.h"
 
 namespace cmlora::cpu {
 

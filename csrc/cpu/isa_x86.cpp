@@ -1,6 +1,6 @@
 #include <cpuid.h>
 
-#include "cpu/kernels.h"
+#include "cpu/isa.h"
 
 namespace cmlora::cpu {
 

@@ -1,4 +1,4 @@
-#include "cpu/kernel_table.h"
+#include "cpu/kernels.h"
 #include "cpu/simd_avx512.h"
 
 namespace cmlora::cpu {

@@ -3,8 +3,9 @@
 #include <algorithm>
 #include <stdexcept>
 
-#include "common/parallel.h"
+#include "cpu/kernels.h"
 #include "cpu/packed_adapters.h"
+#include "cpu/parallel.h"
 
 namespace cmlora::cpu {
 namespace {

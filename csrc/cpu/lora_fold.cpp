@@ -1,8 +1,9 @@
 #include "ops/lora_fold.h"
 
-#include "common/huge_pages.h"
-#include "common/parallel.h"
+#include "cpu/huge_pages.h"
+#include "cpu/kernels.h"
 #include "cpu/packed_rows.h"
+#include "cpu/parallel.h"
 
 namespace cmlora::cpu {
 

@@ -1,11 +1,23 @@
 #pragma once
 
-#include "cpu/kernels.h"
+#include <cstdint>
+
+#include "common/dtype.h"
 #include "cpu/unroll.h"
+#include "ops/row_table.h"
 
 // The layout of packed adapters, for any Simd and element type.
 
 namespace cmlora::cpu {
+
+// One adapter of a row, packed to float32. W is the vector width.
+struct Segment {
+  const float* shrink;  // A in panels of W ranks, see pack_kernels.h
+  const float* expand;  // the other factor as [ceil(columns / 2W), rank, 2W], missing columns zero
+  int64_t first;        // first rank in the slabs
+  int64_t rank;
+  float scale;
+};
 
 // Adapters of so few ranks, or that many left over, would waste most lanes of a vector of ranks:
 // their vectors run along K, kDotRanks of them at a time.

@@ -2,7 +2,8 @@
 
 #include <algorithm>
 
-#include "common/parallel.h"
+#include "cpu/kernels.h"
+#include "cpu/parallel.h"
 
 namespace cmlora::cpu {
 namespace {

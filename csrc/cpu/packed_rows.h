@@ -3,8 +3,9 @@
 #include <cstdint>
 #include <vector>
 
-#include "common/scratch.h"
-#include "cpu/kernels.h"
+#include "cpu/isa.h"
+#include "cpu/pack_kernels.h"
+#include "cpu/scratch.h"
 
 namespace cmlora::cpu {
 

@@ -1,4 +1,4 @@
-#include "common/parallel.h"
+#include "cpu/parallel.h"
 
 #include <atomic>
 #include <exception>
@@ -11,11 +11,11 @@
 
 #include "cpu/torch_pool.h"
 
-namespace cmlora {
+namespace cmlora::cpu {
 namespace {
 
 struct Settings {
-  cpu::TorchParallelFor torch = cpu::find_torch_pool();
+  TorchParallelFor torch = find_torch_pool();
   std::atomic<Pool> pool{torch ? Pool::kTorch : Pool::kThreads};
   std::atomic<int> fallback_threads{1};
 };
@@ -93,4 +93,4 @@ bool use_pool(Pool pool) {
 
 void set_fallback_threads(int count) { settings().fallback_threads = count > 1 ? count : 1; }
 
-}  // namespace cmlora
+}  // namespace cmlora::cpu

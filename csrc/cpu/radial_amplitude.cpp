@@ -1,8 +1,8 @@
 #include "ops/radial_amplitude.h"
 
-#include "common/parallel.h"
-#include "common/scratch.h"
 #include "cpu/kernels.h"
+#include "cpu/parallel.h"
+#include "cpu/scratch.h"
 #include "cpu/spectrum_plan.h"
 
 namespace cmlora::cpu {

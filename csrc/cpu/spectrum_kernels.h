@@ -2,13 +2,27 @@
 
 #include <cmath>
 
-#include "cpu/kernels.h"
+#include "common/dtype.h"
 #include "cpu/spectrum_plan.h"
 
 // radial_amplitude of one image. In double: float32 latents need no error analysis then, and the
 // logarithm of a small amplitude keeps its digits. Sums run in one fixed order.
 
 namespace cmlora::cpu {
+
+// One image: latents [C, H, W] to a profile of plan.bins values and the mean of its high band.
+struct SpectrumImage {
+  const void* latents;
+  int64_t C;
+  int64_t c_stride;
+  int64_t h_stride;
+  int64_t first_bin;
+  bool log;
+  float* mean;
+  float* profile;
+  const SpectrumPlan* plan;
+  double* scratch;  // plan.scratch_size doubles
+};
 
 // Channel mean; columns c and c + pairs become the parts of one complex column.
 template <typename Simd, typename T>

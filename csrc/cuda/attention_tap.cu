@@ -20,7 +20,6 @@ constexpr int kQueries = kThreads / 32 * kPerWarp;
 constexpr int kPerLane = 4;  // keys
 constexpr int kMostKeys = 32 * kPerLane;
 constexpr int kChunk = 32;  // features at a time; in the gradient one per lane
-constexpr int64_t kMaxGrid = 65535;
 
 struct Shared {
   float keys[kMostKeys][kChunk + 1];  // one more: lanes read a column, each from its own bank

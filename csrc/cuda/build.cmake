@@ -19,17 +19,9 @@ if(NOT CMAKE_CUDA_ARCHITECTURES)
 endif()
 enable_language(CUDA)
 
-target_sources(_C PRIVATE
-  csrc/cuda/attention_tap.cu
-  csrc/cuda/cache_refresh.cu
-  csrc/cuda/combine.cu
-  csrc/cuda/contrastive_loss.cu
-  csrc/cuda/decide.cu
-  csrc/cuda/device.cu
-  csrc/cuda/lora_delta.cu
-  csrc/cuda/lora_fold.cu
-  csrc/cuda/radial_amplitude.cu
-  csrc/cuda/status.cu)
+file(GLOB kernels CONFIGURE_DEPENDS csrc/cuda/*.cu)
+target_sources(_C PRIVATE ${kernels})
+target_include_directories(_C PRIVATE csrc/cuda)
 # No libcudart to find at run time: torch has its own, and streams are the driver's.
 set_target_properties(_C PROPERTIES
   CUDA_RUNTIME_LIBRARY Static

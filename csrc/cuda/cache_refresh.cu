@@ -11,7 +11,6 @@ namespace {
 
 constexpr int kThreads = 256;
 constexpr int kEach = 4;  // loads that a thread starts at once
-constexpr int64_t kMaxGrid = 65535;
 
 // Sizes and strides count words of the copy.
 struct Params {

@@ -11,7 +11,6 @@ namespace cmlora::cuda {
 namespace {
 
 constexpr int kThreads = 128;
-constexpr int64_t kMaxGrid = 65535;
 
 struct Params {
   Combine op;

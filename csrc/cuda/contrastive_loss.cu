@@ -13,7 +13,7 @@ namespace {
 constexpr int kThreads = 256;
 constexpr int kWarps = kThreads / 32;
 constexpr int64_t kMostBytes = 40 << 10;  // with the static ones below what needs no asking
-constexpr float kFlat = 1e-6f;            // as FLAT in ops/clora_reference.py
+constexpr float kFlat = 1e-6f;            // as FLAT in ops/reference/clora.py
 
 // Tables of one image: of every tracked map, of every map in the loss, of every ordered pair.
 struct Tables {

@@ -6,6 +6,8 @@
 
 namespace cmlora::cuda {
 
+constexpr int64_t kMaxGrid = 65535;  // blocks of a grid along its second axis
+
 // Calls body with a value of the element type.
 template <typename Body>
 void with_type(DType dtype, Body&& body) {

@@ -7,8 +7,8 @@
 
 namespace cmlora::cuda {
 
-constexpr int kWarps = 4;
-constexpr int kThreads = 32 * kWarps;
+constexpr int kDeltaWarps = 4;
+constexpr int kDeltaThreads = 32 * kDeltaWarps;
 
 // Two numbers that add up to one float32 times a power of two: half precision keeps neither the
 // digits nor the range of a sum.
@@ -31,17 +31,18 @@ struct Kept {
 
 constexpr int kParts = 4;
 static_assert(sizeof(Sums<float>) == 16 * kParts && sizeof(Sums<BFloat16>) == 16 * kParts, "");
-constexpr int kGroupBytes = kThreads * (16 * kParts + 8) + kWarps * 4 * int(sizeof(RankOctet));
+constexpr int kGroupBytes =
+    kDeltaThreads * (16 * kParts + 8) + kDeltaWarps * 4 * int(sizeof(RankOctet));
 
 struct Shared {
-  uint4* parts;      // [groups, kParts, kThreads]
-  float2* factors;   // [groups, kThreads]
+  uint4* parts;      // [groups, kParts, kDeltaThreads]
+  float2* factors;   // [groups, kDeltaThreads]
   RankOctet* ranks;  // [4 groups] of this warp
 
   __device__ explicit Shared(int groups) {
     parts = reinterpret_cast<uint4*>(shared_memory());
-    factors = reinterpret_cast<float2*>(parts + groups * kParts * kThreads);
-    ranks = reinterpret_cast<RankOctet*>(factors + groups * kThreads);
+    factors = reinterpret_cast<float2*>(parts + groups * kParts * kDeltaThreads);
+    ranks = reinterpret_cast<RankOctet*>(factors + groups * kDeltaThreads);
     ranks += threadIdx.x / 32 * 4 * groups;
   }
 
@@ -50,9 +51,9 @@ struct Shared {
     const uint4* from = reinterpret_cast<const uint4*>(&kept.sums);
 #pragma unroll
     for (int i = 0; i < kParts; ++i) {
-      parts[(group * kParts + i) * kThreads + threadIdx.x] = from[i];
+      parts[(group * kParts + i) * kDeltaThreads + threadIdx.x] = from[i];
     }
-    factors[group * kThreads + threadIdx.x] = kept.factors;
+    factors[group * kDeltaThreads + threadIdx.x] = kept.factors;
   }
 
   template <typename T>
@@ -61,9 +62,9 @@ struct Shared {
     uint4* to = reinterpret_cast<uint4*>(&kept.sums);
 #pragma unroll
     for (int i = 0; i < kParts; ++i) {
-      to[i] = parts[(group * kParts + i) * kThreads + threadIdx.x];
+      to[i] = parts[(group * kParts + i) * kDeltaThreads + threadIdx.x];
     }
-    kept.factors = factors[group * kThreads + threadIdx.x];
+    kept.factors = factors[group * kDeltaThreads + threadIdx.x];
     return kept;
   }
 };

@@ -109,13 +109,14 @@ __device__ void add(Octet<T>* y, const float (&acc)[4][4], int part) {
 }
 
 template <typename T, bool vector>
-__global__ void __launch_bounds__(kThreads, vector ? (sizeof(T) == 2 ? 4 : 3) : 2)
+__global__ void __launch_bounds__(kDeltaThreads, vector ? (sizeof(T) == 2 ? 4 : 3) : 2)
     lora_delta_kernel(Params params) {
   const LoraDelta& op = params.op;
   const Lane lane = this_lane();
   const Shared shared(params.groups);
   const int64_t row = blockIdx.x / params.blocks_per_row;
-  const int64_t first = (blockIdx.x % params.blocks_per_row * kWarps + threadIdx.x / 32) * kTokens;
+  const int64_t first =
+      (blockIdx.x % params.blocks_per_row * kDeltaWarps + threadIdx.x / 32) * kTokens;
   if (first >= op.tokens) return;  // the whole warp
   const int octets = list_octets(op.table, row, 0, 4 * params.groups, shared.ranks);
   if (octets == 0) return;  // the base row keeps its bits
@@ -192,7 +193,7 @@ void lora_delta(const LoraDelta& op, const Stream& stream) {
   const RowTable& table = op.table;
   if (table.rows * op.tokens * op.N == 0 || table.entries * table.slot_count == 0) return;
   const DeviceLimits& limits = device_limits(stream.device);
-  Params params{op, ceil_div(op.tokens, kWarps * kTokens), 0, 0};
+  Params params{op, ceil_div(op.tokens, kDeltaWarps * kTokens), 0, 0};
   params.groups = kept_groups(table, limits.shared_bytes);
   // Few tokens: blocks share the columns. Each shrinks for itself; that changes no sum.
   const int64_t blocks = table.rows * params.blocks_per_row;
@@ -202,7 +203,7 @@ void lora_delta(const LoraDelta& op, const Stream& stream) {
   with_type(op.dtype, [&](auto element) {
     using T = decltype(element);
     const auto kernel = vectors(op) ? lora_delta_kernel<T, true> : lora_delta_kernel<T, false>;
-    launch("lora_delta_", kernel, grid, kThreads, params.groups * kGroupBytes, stream, params);
+    launch("lora_delta_", kernel, grid, kDeltaThreads, params.groups * kGroupBytes, stream, params);
   });
 }
 

@@ -15,7 +15,6 @@ constexpr int kRanks = 16;  // of a pass through shared memory
 constexpr int kSide = 16;   // threads are kSide x kSide, each with kEach x kEach weights
 constexpr int kEach = kTile / kSide;
 constexpr int kThreads = kSide * kSide;
-constexpr int64_t kMaxGrid = 65535;
 
 struct Params {
   LoraFold op;

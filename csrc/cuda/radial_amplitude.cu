@@ -44,7 +44,6 @@ struct Sizes {
 
 struct Params {
   RadialAmplitude op;
-  float* scratch;  // null: the buffers lie in shared memory
   Sizes sizes;
 };
 
@@ -178,7 +177,7 @@ __global__ void __launch_bounds__(kThreads) radial_amplitude_kernel(Params param
   const Turns h_roots = fill_roots(memory, sizes.H);
   const Turns w_roots = fill_roots(memory + 2 * sizes.H, sizes.W);
   float* buffers = memory + 2 * (sizes.H + sizes.W);
-  if (params.scratch) buffers = params.scratch + image * sizes.buffer_floats();
+  if (params.op.scratch) buffers = params.op.scratch + image * sizes.buffer_floats();
   const Numbers one{buffers, buffers + sizes.buffer};
   const Numbers two{buffers + 2 * sizes.buffer, buffers + 3 * sizes.buffer};
 
@@ -203,16 +202,15 @@ int64_t radial_scratch(int64_t H, int64_t W, int device) {
   return wanted <= device_limits(device).shared_bytes ? 0 : sizes.buffer_floats();
 }
 
-void radial_amplitude(const RadialAmplitude& op, float* scratch, const Stream& stream) {
+void radial_amplitude(const RadialAmplitude& op, const Stream& stream) {
   if (op.B == 0) return;
   if (op.H >= kMaxSide || op.W >= kMaxSide) {
     throw std::invalid_argument("radial_amplitude: expected latents below 32768 x 32768; got " +
                                 std::to_string(op.H) + " x " + std::to_string(op.W));
   }
-  const bool shared = radial_scratch(op.H, op.W, stream.device) == 0;
-  const Params params{op, shared ? nullptr : scratch, Sizes(op.H, op.W)};
-  const int64_t bytes =
-      params.sizes.fixed_bytes() + (shared ? 4 * params.sizes.buffer_floats() : 0);
+  const Params params{op, Sizes(op.H, op.W)};
+  const int64_t buffers = op.scratch ? 0 : 4 * params.sizes.buffer_floats();
+  const int64_t bytes = params.sizes.fixed_bytes() + buffers;
   with_type(op.dtype, [&](auto element) {
     launch("radial_amplitude", radial_amplitude_kernel<decltype(element)>, dim3(unsigned(op.B)),
            kThreads, int(bytes), stream, params);

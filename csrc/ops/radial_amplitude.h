@@ -13,6 +13,7 @@ struct RadialAmplitude {
   float* mean;          // [B]
   float* profile;       // [B, bins]
   const void* latents;  // [B, C, H, W], last dimension contiguous
+  float* scratch;       // CUDA: radial_scratch(H, W) floats an image, null where that is 0
   int64_t B;
   int64_t C;
   int64_t H;
@@ -30,8 +31,7 @@ void radial_amplitude(const RadialAmplitude& op, int isa);
 }
 
 namespace cuda {
-// `scratch`: radial_scratch(H, W) floats per image, in device memory; none where that is 0.
-void radial_amplitude(const RadialAmplitude& op, float* scratch, const Stream& stream);
+void radial_amplitude(const RadialAmplitude& op, const Stream& stream);
 
 int64_t radial_scratch(int64_t H, int64_t W, int device);
 }  // namespace cuda

@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 from cmlora_fast.adapters.file import read_lora
-from cmlora_fast.adapters.fit import check_lora, misfits
+from cmlora_fast.adapters.fit import check_lora, meta_models, misfits
 from safetensors.torch import save_file
 
 from ..support import adapters, helpers
@@ -114,3 +114,16 @@ def test_alphas_that_diffusers_keeps_in_the_metadata_are_read(tmp_path):
     save_file(tensors, tmp_path / "x.safetensors", metadata=metadata)
     alphas = {layer.name: layer.alpha for layer in read_lora(tmp_path / "x.safetensors").layers}
     assert alphas == {"a.to_q": 8.0, "a.to_k": 2.0, "b.to_q": 2.0}
+
+
+def test_a_model_is_known_by_its_configuration_alone(tmp_path, pipe):
+    pipe.unet.save_config(tmp_path / "unet")
+    (unet,) = meta_models(tmp_path).values()
+    assert {p.device.type for p in unet.parameters()} == {"meta"}
+    shapes = {name: p.shape for name, p in pipe.unet.named_parameters()}
+    assert {name: p.shape for name, p in unet.named_parameters()} == shapes
+    (tmp_path / "unet" / "config.json").write_text("{")
+    with pytest.raises(ValueError, match=r"unet/config.json: not JSON"):
+        meta_models(tmp_path)
+    with pytest.raises(ValueError, match="expected a diffusers directory"):
+        meta_models(tmp_path / "elsewhere")

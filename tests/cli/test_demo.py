@@ -3,7 +3,7 @@ import json
 import cmlora_fast as cf
 import pytest
 from cmlora_fast.cli import demo_run
-from cmlora_fast.cli.demo_run import Scene, cells_of
+from cmlora_fast.cli.demo_run import Subject, pictures_of
 from cmlora_fast.cli.sheet import CELL, Tile, contact_sheet
 from PIL import Image
 
@@ -13,20 +13,20 @@ LABELS = {"character_1": "A fox", "background_1": "Bamboo"}
 KEYS = ["no_lora", *LABELS, "merge", "switch", "composite"]
 KEYS += ["cmlora_offline", "cmlora_online", "cmlora_async", "clora"]
 CONCEPTS = (cf.Concept("character_1", "fox"), cf.Concept("background_1", "coat"))
-SCENE = Scene(LABELS, helpers.PROMPT, helpers.NEGATIVE, concepts=CONCEPTS)
+SUBJECT = Subject(LABELS, helpers.PROMPT, helpers.NEGATIVE, concepts=CONCEPTS)
 
 
 @pytest.fixture
-def scene(monkeypatch):
+def subject(monkeypatch):
     """The demo on a tiny random pipeline in place of the embedded one."""
     pipe = helpers.pipeline("sd", "one_layer")
     adapters.add_many(pipe, list(LABELS))
-    made = pipe, SCENE
-    monkeypatch.setattr(demo_run, "embedded_scene", lambda: made)
+    made = pipe, SUBJECT
+    monkeypatch.setattr(demo_run, "embedded_subject", lambda: made)
     return made
 
 
-def test_demo_paints_every_method(cmlora, scene, tmp_path):
+def test_demo_paints_every_method(cmlora, subject, tmp_path):
     code, out, err = cmlora("demo", "--out", tmp_path, "--steps", 3, "--seed", 2, "--json")
     assert code == 0, err
     report = json.loads(out)
@@ -44,7 +44,7 @@ def test_demo_paints_every_method(cmlora, scene, tmp_path):
         assert sheet.width > 5 * CELL * 0.9 and sheet.height > 2 * CELL * 0.9
 
 
-def test_demo_prints_a_table_and_replaces_its_own_files(cmlora, scene, tmp_path):
+def test_demo_prints_a_table_and_replaces_its_own_files(cmlora, subject, tmp_path):
     for _ in range(2):
         code, out, _ = cmlora("demo", "--out", tmp_path, "--steps", 1)
         assert code == 0
@@ -52,8 +52,8 @@ def test_demo_prints_a_table_and_replaces_its_own_files(cmlora, scene, tmp_path)
     assert len(list((tmp_path / "images").iterdir())) == len(KEYS)
 
 
-def test_the_pipeline_is_as_before(scene, tmp_path):
-    pipe, given = scene
+def test_the_pipeline_is_as_before(subject, tmp_path):
+    pipe, given = subject
     before = {name: value.clone() for name, value in pipe.unet.state_dict().items()}
     demo_run.paint_demo(pipe, given, out=tmp_path, steps=1, seed=0)
     after = pipe.unet.state_dict()
@@ -61,11 +61,11 @@ def test_the_pipeline_is_as_before(scene, tmp_path):
     assert all((value == after[name]).all() for name, value in before.items())
 
 
-def test_cells_are_a_list_of_what_to_paint():
-    cells = cells_of(SCENE)
-    assert [cell.key for cell in cells] == KEYS
-    assert cells[0].adapters == () and cells[1].adapters == ("character_1",)
-    assert all(cell.adapters == tuple(LABELS) for cell in cells[3:])
+def test_pictures_are_a_list_of_what_to_paint():
+    pictures = pictures_of(SUBJECT)
+    assert [picture.key for picture in pictures] == KEYS
+    assert pictures[0].adapters == () and pictures[1].adapters == ("character_1",)
+    assert all(picture.adapters == tuple(LABELS) for picture in pictures[3:])
 
 
 def test_sheet_layout():

@@ -15,7 +15,7 @@ import pytest
 from cmlora_fast.cli import main
 from cmlora_fast.cli.method_list import cached, parse_methods
 
-from ..eval.test_judge import Stub, verdict
+from ..support.judge import Stub, verdict
 
 ARGUMENTS = ["--compose", "3", "--combinations", "2", "--seeds", "2", "--steps", "2"]
 METHODS = [

@@ -1,11 +1,16 @@
 import json
 
 import pytest
-from cmlora_fast.cli.images import read_parameters, save_png
+from cmlora_fast.cli.images import save_png
 from cmlora_fast.cli.lora_files import parse_specs
 from PIL import Image
 
 SIZE = ["--height", 64, "--width", 64, "--steps", 3]
+
+
+def read_parameters(path):
+    with Image.open(path) as image:
+        return json.loads(image.info["parameters"])
 
 
 @pytest.fixture

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from ..support import traces
+from ..support.clora_traces import NAMES, load, method_of
 from ..support.loops import run_pipeline
-from .test_clora_traces import NAMES, load, method_of
 
 LATENTS = 5e-3  # relative; a mask pixel on the edge of its threshold may flip on other machines
 VALUES = 1e-4  # losses and maps

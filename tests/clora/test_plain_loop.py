@@ -9,12 +9,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from ..support import clora_traces as recordings
 from ..support.plain_loop import PlainLoop
-from . import test_clora_traces as recordings
 
 FOLDER = Path(__file__).parents[1] / "data" / "reference"
 
-pytestmark = [recordings.pytestmark, pytest.mark.slow]
+pytestmark = [recordings.RECORDED, pytest.mark.slow]
 
 
 def recorded_unet(adapters):

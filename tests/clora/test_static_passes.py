@@ -8,9 +8,9 @@ import torch
 from cmlora_fast.engine import run
 
 from ..support import recording
+from ..support.clora_rows import NAMES, clora, fresh
 from ..support.helpers import relative
 from ..support.loops import random_inputs, run_pipeline
-from .test_engine_rows import NAMES, clora, fresh
 
 RECORDED = dict(weights="fold", backend="torch")
 CLOSE = 1e-4  # relative, along a trajectory in float32

@@ -29,6 +29,9 @@ inline dim3 threadIdx, blockIdx, gridDim;
 
 namespace host_cuda {
 
+// The GPU to be, and whether a block's last thread runs first.
+void device(int processors, int shared_bytes, bool last_first);
+
 // Runs a kernel block by block; throws when its threads wait for one another for ever.
 void run(dim3 grid, int threads, int shared_bytes, const std::function<void()>& kernel);
 

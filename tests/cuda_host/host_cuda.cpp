@@ -7,6 +7,7 @@
 
 #include "cuda/launch.h"
 #include "cuda/ptx.h"
+#include "ops/cuda_status.h"
 
 namespace {
 
@@ -108,6 +109,11 @@ void run_block(int threads) {
 
 namespace host_cuda {
 
+void device(int processors, int shared_bytes, bool reversed) {
+  limits = {processors, shared_bytes};
+  last_first = reversed;
+}
+
 void block_barrier() { wait(block->barrier); }
 
 const unsigned char* exchange(const void* bytes, size_t size) {
@@ -145,9 +151,6 @@ unsigned char* shared_memory() {
 
 const DeviceLimits& device_limits(int) { return limits; }
 
-}  // namespace cmlora::cuda
+std::string missing() { return ""; }
 
-extern "C" void host_device(int processors, int shared_bytes, int reversed) {
-  limits = {processors, shared_bytes};
-  last_first = reversed != 0;
-}
+}  // namespace cmlora::cuda

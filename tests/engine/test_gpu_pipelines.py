@@ -7,8 +7,8 @@ import cmlora_fast as cf
 import pytest
 import torch
 
-from ..clora.test_engine_rows import clora, fresh
 from ..support import adapters, helpers
+from ..support.clora_rows import clora, fresh
 from ..support.helpers import relative
 from ..support.loops import random_inputs, run_pipeline
 

@@ -2,6 +2,8 @@ import pytest
 import torch
 from cmlora_fast import _C, ops
 
+from ..support.host_cuda import HostCuda
+
 ISAS = [name for name, _, _ in _C.isas()]
 
 
@@ -22,6 +24,14 @@ def isa(request):
             yield request.param
     except RuntimeError as error:
         pytest.skip(str(error))
+
+
+@pytest.fixture
+def cuda():
+    """The ops by the CUDA kernels, run on the CPU."""
+    module = pytest.importorskip("cmlora_fast._cuda_host", reason="needs CMLORA_HOST_CUDA=ON")
+    with HostCuda(module).in_place_of_cuda() as host:
+        yield host
 
 
 @pytest.fixture(params=[torch.float32, torch.bfloat16, torch.float16], ids=str)

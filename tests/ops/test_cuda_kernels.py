@@ -1,4 +1,4 @@
-"""The CUDA kernels' own code, run on the CPU: see tests/host_cuda.py."""
+"""The CUDA kernels' own code, run on the CPU: see tests/support/host_cuda.py."""
 
 import math
 
@@ -6,20 +6,10 @@ import pytest
 import torch
 from cmlora_fast.ops import reference
 
-from ..support.host_cuda import HostCuda, build, guarded
+from ..support.host_cuda import guarded
 from ..support.op_checks import MIXES, RowTable, assert_as_good, row_weights
 
 SHARED = 227 << 10
-
-
-@pytest.fixture(scope="module")
-def library(tmp_path_factory):
-    return build(tmp_path_factory.mktemp("cuda")) or pytest.skip("needs g++")
-
-
-@pytest.fixture
-def cuda(library):
-    return HostCuda(library)
 
 
 def lora_inputs(mix, shape, dtype):
@@ -273,15 +263,16 @@ def test_attention_tap(cuda, case, dtype):
     rest = torch.tensor(columns, dtype=torch.int32), heads, 0.3
     grad = torch.randn(rows, queries, len(columns))
 
-    def run(q, k, grad):
+    def run(op, q, k, grad):
         q = q.detach().requires_grad_()
-        maps = reference.attention_tap(q, k, *rest)
+        maps = op(q, k, *rest)
         return maps.detach(), *torch.autograd.grad(maps, q, grad)
 
-    exact, twin = run(q.double(), k.double(), grad.double()), run(q, k, grad)
+    exact = run(reference.attention_tap, q.double(), k.double(), grad.double())
+    twin = run(reference.attention_tap, q, k, grad)
     terms = 20 * heads, 20 * (grad.abs().sum() * 0.3 * k.double().abs().max())
     for reversed_order in (False, True):
         cuda.device(reversed_order=reversed_order)
-        ours = cuda.attention_tap(q, k, *rest), cuda.attention_tap(q, k, *rest, grad)
+        ours = run(cuda.attention_tap, q, k, grad)
         for got, theirs, want, size in zip(ours, twin, exact, terms, strict=True):
             assert_as_good(got, theirs, want, torch.as_tensor(size))

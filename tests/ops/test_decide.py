@@ -6,22 +6,15 @@ from cmlora_fast import ops
 from cmlora_fast.schedule.stepplan import Choice, Measure, Plan, StepPlan, Walk
 from torch.library import opcheck
 
-from ..support.host_cuda import HostCuda, build, guarded
+from ..support.host_cuda import guarded
 
 NAN = float("nan")
 HALF = 0.4 + 2**-40  # between two numbers of float32
 
 
-@pytest.fixture(scope="module")
-def library(tmp_path_factory):
-    return build(tmp_path_factory.mktemp("cuda"))
-
-
 @pytest.fixture(params=["op", "CUDA on the CPU"])
-def decide_(request, library):
-    if request.param == "op":
-        return ops.decide_
-    return HostCuda(library or pytest.skip("needs g++")).decide_
+def decide_(request):
+    return (ops if request.param == "op" else request.getfixturevalue("cuda")).decide_
 
 
 def tables(J, F, seed=0):

@@ -1,12 +1,18 @@
-"""Plain denoising loops: diffusers' UNet and scheduler and PEFT, nothing of ours."""
+"""The benchmarks' plain loops, with a feature cache for any cut, and calls of whole pipelines.
+
+Diffusers' UNet and scheduler and PEFT: what the engine has to reproduce. The benchmarks' own cached
+call skips the deep part of one cut; the one here runs everything and overwrites, at any.
+"""
 
 from __future__ import annotations
 
+import itertools
 from collections import defaultdict
 from collections.abc import Callable
 from contextlib import contextmanager
 
 import torch
+from cmlora_fast.benchmarks import loops
 
 
 def cut_position(unet, layer: int, block: int) -> tuple[int, int]:
@@ -67,35 +73,20 @@ def only(unet, *adapters: tuple[str, float]):
     yield
 
 
-Predict = Callable[[int, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 Measure = Callable[[int, torch.Tensor], None]
 
 
 @torch.no_grad()
-def denoise(pipe, predict: Predict, inputs: dict, after: Measure | None = None) -> torch.Tensor:
-    """All latents, one per step, (T, B, C, H, W); ``predict(i, x, t, text)`` sees both halves.
+def denoise(pipe, predict, inputs: dict, after: Measure | None = None) -> torch.Tensor:
+    """All latents of the benchmarks' loop, one per step, (T, B, C, H, W).
 
     Args:
-        inputs: prompt_embeds, negative_prompt_embeds, latents, num_inference_steps, guidance_scale
-            as a pipeline takes them; ``stop`` ends the loop early.
+        inputs: As that loop's; ``stop`` ends it early.
         after: Called with the step and the latents that the scheduler returned.
     """
-    scheduler = pipe.scheduler
-    scheduler.set_timesteps(inputs["num_inference_steps"])
-    scale = inputs.get("guidance_scale", 4.0)
-    guided = scale > 1
-    text = inputs["prompt_embeds"]
-    if guided:
-        text = torch.cat([inputs["negative_prompt_embeds"], text])
-    z = inputs["latents"] * scheduler.init_noise_sigma
     trajectory = []
-    for i, t in enumerate(scheduler.timesteps[: inputs.get("stop")]):
-        x = scheduler.scale_model_input(torch.cat([z, z]) if guided else z, t)
-        eps = predict(i, x, t, text)
-        if guided:
-            unconditional, conditional = eps.chunk(2)
-            eps = unconditional + scale * (conditional - unconditional)
-        z = scheduler.step(eps, t, z, return_dict=False)[0]
+    steps = loops.denoise(pipe.scheduler, predict, {"guidance_scale": 4.0, **inputs})
+    for i, z in enumerate(itertools.islice(steps, inputs.get("stop"))):
         trajectory.append(z)
         if after is not None:
             after(i, z)
@@ -139,24 +130,19 @@ def one_image(inputs: dict, image: int) -> dict:
     return {k: v[image : image + 1] if k in tensors else v for k, v in inputs.items()}
 
 
-def composed(pipe, steps, scales: dict[str, float], cut=(0, 1)) -> Predict:
+def composed(pipe, steps, scales: dict[str, float], cut=(0, 1)) -> loops.Predict:
     """Sequential predictions from a schedule written out by hand.
 
     Args:
-        steps: ``steps[i]``, asked for once per step: the adapters that run (a name, or several
-            joined by "+" that are active together; "" is the base) -> (share of the prediction,
-            whether the deep part runs).
+        steps: As those of the benchmarks' loop; a key is a name, or several joined by "+" that are
+            active together; "" is the base.
         scales: Adapter weight of each name.
     """
     caches = defaultdict(lambda: CachedUNet(pipe.unet, *cut))
 
-    def predict(i, x, t, text, **more):
-        total = 0
-        for key, (share, full) in steps[i].items():
-            names = [name for name in key.split("+") if name]
-            with only(pipe.unet, *((name, scales[name]) for name in names)):
-                eps = caches[key](x, t, encoder_hidden_states=text, reuse=not full, **more)
-            total = total + share * eps
-        return total
+    def one(key, whole, x, t, text, **more):
+        names = [name for name in key.split("+") if name]
+        with only(pipe.unet, *((name, scales[name]) for name in names)):
+            return caches[key](x, t, encoder_hidden_states=text, reuse=not whole, **more)
 
-    return predict
+    return loops.composed(steps, one)

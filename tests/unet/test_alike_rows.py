@@ -8,8 +8,8 @@ import torch
 from cmlora_fast.unet.inputs import UNetInputs, read_call
 from diffusers.models.attention_processor import AttnProcessor2_0
 
-from ..clora.test_engine_rows import clora
 from ..support import adapters, helpers
+from ..support.clora_rows import clora
 from ..support.helpers import call, relative
 from ..support.loops import random_inputs, run_pipeline
 

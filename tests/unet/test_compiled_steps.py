@@ -7,11 +7,11 @@ import pytest
 import torch
 from torch._dynamo.utils import counters
 
-from ..engine.test_restore import assert_equal, snapshot
 from ..support import recording
 from ..support.helpers import relative
 from ..support.loops import random_inputs, run_pipeline
-from .test_static_steps import SCALES, B, C, S, ran, three
+from ..support.snapshot import assert_equal, snapshot
+from ..support.three import SCALES, B, C, S, ran, three
 
 ROUNDING = 1e-4  # along a trajectory
 METHOD = cf.CMLoRA(cache_interval=2)

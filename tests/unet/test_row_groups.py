@@ -10,7 +10,7 @@ from diffusers.models.transformers.transformer_2d import Transformer2DModel
 
 from ..support import adapters, helpers
 from ..support.helpers import call, relative
-from .test_module_counts import count
+from ..support.uses import count
 
 NAMES = ["character_1", "style_1", "background_1"]
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")

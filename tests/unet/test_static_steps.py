@@ -4,7 +4,6 @@ A replay runs the recorded operations again on the memory that they had, as a CU
 """
 
 import dataclasses
-import functools
 import itertools
 
 import cmlora_fast as cf
@@ -16,18 +15,10 @@ from cmlora_fast.unet import graphs
 from ..support import adapters, helpers, recording
 from ..support.helpers import call, relative
 from ..support.loops import random_inputs, run_pipeline
+from ..support.three import SCALES, B, C, S, ran, three
 
-C, S, B = "character_1", "style_1", "background_1"
-SCALES = {C: 0.8, S: 1.2, B: 1.0}
 ROUNDING = 1e-4  # along a trajectory
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
-
-
-@functools.cache
-def three(kind="sd", shape="dummy"):
-    return adapters.add_many(
-        helpers.pipeline(kind, shape), [*SCALES], adapters.EVERYTHING, [*SCALES.values()]
-    )
 
 
 METHODS = [
@@ -40,14 +31,6 @@ METHODS = [
     cf.CMLoRA(cache_interval=2, dominant_full="every_step"),
     cf.CMLoRA(variant="async", cache_interval=3),
 ]
-
-
-def ran(pipe, inputs, method, **options):
-    """Latents of every step, and the summary without times."""
-    with cf.accelerate(pipe, method, **options):
-        latents = run_pipeline(pipe, inputs)
-        summary = cf.summary(pipe)
-    return latents, summary
 
 
 def facts(summary):
@@ -173,8 +156,8 @@ def test_pipelines_and_schedulers(kind, shape, scheduler, given, monkeypatch):
     want = images()
     recording.pretend(monkeypatch)
     eager, replayed = images(graphs="off", **RECORDED), images(**RECORDED)
-    for one, two, three in zip(want, eager, replayed, strict=True):
-        assert relative(two, one) < ROUNDING and torch.equal(three, two)
+    for image, slow, fast in zip(want, eager, replayed, strict=True):
+        assert relative(slow, image) < ROUNDING and torch.equal(fast, slow)
     assert cf.summary(pipe).graphs["replayed"] > 0
 
 

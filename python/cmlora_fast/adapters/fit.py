@@ -155,7 +155,10 @@ def meta_models(folder: str | Path) -> dict[str, nn.Module]:
 
 def _config(folder: Path) -> dict[str, Any]:
     path = folder / "config.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    try:
+        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    except ValueError as error:
+        raise ValueError(f"{path}: not JSON: {error}") from error
 
 
 def _some(keys: Sequence[str]) -> str:

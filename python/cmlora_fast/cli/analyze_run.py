@@ -5,29 +5,28 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 import cmlora_fast as cf
 from cmlora_fast import eval as lab
-from cmlora_fast import testbed
 from cmlora_fast.adapters.fit import check_lora
 from cmlora_fast.eval import plots
 from cmlora_fast.eval.difference import difference
 from cmlora_fast.eval.frequency import profile_order
-from cmlora_fast.eval.jobs import digest
 from cmlora_fast.eval.macs import SD15, count_unet, macs_per_sample
 from cmlora_fast.eval.paint import call, paint
 from cmlora_fast.eval.samples import uncached
 from cmlora_fast.eval.similarity import ALIKE, alike, similarity
 from cmlora_fast.eval.timeline import lanes
+from cmlora_fast.report import document, progress
 
 from .errors import CliError
-from .generation import ENGINE, load_generation, plain_preset
-from .lora_files import LoraSpec, embedded_style, parse_specs
+from .generation import adapters_of, load_with_loras, parse_loras, prompt_for
+from .lora_files import LoraSpec
 from .method_list import NO_LORA, parse_methods
-from .pipelines import EMBEDDED, add_loras, check_scheduler
-from .progress import progress
+from .options import words
+from .pipelines import check_scheduler
+from .requests import AnalyzeRequest
 
 __all__ = ["run"]
 
@@ -43,76 +42,62 @@ class Study:
     job: lab.Job
     label: str
     specs: list[LoraSpec]
-    arguments: dict[str, Any]
-    folder: Path
+    request: AnalyzeRequest
     advance: Callable[..., None] = lambda *_, **__: None
     pictures: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     found: dict[str, Any] = field(default_factory=dict)
 
     def paint(self, job: lab.Job, **options: Any) -> tuple[Any, cf.Summary]:
-        engine = {key: self.arguments[key] for key in ENGINE}
-        painted = call(self.pipe, job, **{**engine, **options})
+        painted = call(self.pipe, job, **{**self.request.engine, **options})
         self.advance()
         return painted
 
     def save(self, name: str, figure: Any, data: Any) -> None:
         """The picture, and what it shows as JSON beside it."""
-        path = self.folder / f"{name}.png"
+        path = self.request.out / f"{name}.png"
         figure.savefig(path, dpi=130)
-        (self.folder / f"{name}.json").write_text(json.dumps(data, allow_nan=False) + "\n")
+        (self.request.out / f"{name}.json").write_text(json.dumps(data, allow_nan=False) + "\n")
         self.pictures.append(str(path))
 
 
-def run(arguments: dict[str, Any]) -> dict[str, Any]:
-    """Measure and draw; returns what the JSON document tells beside the arguments."""
-    a = arguments
-    parts = [part.strip() for part in a["parts"].split(",") if part.strip()]
+def run(request: AnalyzeRequest) -> dict[str, Any]:
+    """Measure and draw; returns the JSON document."""
+    parts = words(request.parts)
     for part in parts:
         if part not in PARTS:
             raise CliError(f"--parts: expected some of {', '.join(PARTS)}; got {part!r}")
-    methods = parse_methods(a["method"])
+    methods = parse_methods(request.method)
     if len(methods) > 1 or NO_LORA in methods:
-        raise CliError(f"--method: expected one method; got {a['method']!r}")
+        raise CliError(f"--method: expected one method; got {request.method!r}")
     label, method = next(iter(methods.items()))
-    check_scheduler(a["scheduler"])
-    specs = parse_specs(a["lora"], embedded=a["model"] == EMBEDDED)
-    style = embedded_style(specs) if a["model"] == EMBEDDED else None
-    if a["prompt"] is None and not style:
-        raise CliError("--prompt: expected a text; only embedded LoRAs bring trigger words")
-    prompt = a["prompt"] or testbed.prompt([spec.name for spec in specs], style)
+    check_scheduler(request.scheduler)
+    specs, style = parse_loras(request)
+    prompt = prompt_for(request, specs, style)
     files = [check_lora(spec.path) for spec in specs]
-    own = testbed.NEGATIVE_PROMPT if a["model"] == EMBEDDED else ""
-    negative = own if a["negative"] is None else a["negative"]
-    pipe, generation = load_generation(a, plain_preset(a["model"]), negative)
-    add_loras(pipe, specs, files)
-    adapters = tuple(lab.Adapter(s.name, digest(s.path), s.weight) for s in specs)
-    job = lab.Job(generation, prompt, adapters, method, a["seed"])
-    study = Study(pipe, job, label, specs, a, Path(a["out"]))
-    paintings = sum(COUNTS[part](len(specs), a["seeds"]) for part in parts)
+    pipe, generation = load_with_loras(request, specs, files)
+    job = lab.Job(generation, prompt, adapters_of(specs), method, request.seed)
+    study = Study(pipe, job, label, specs, request)
+    paintings = sum(COUNTS[part](len(specs), request.seeds) for part in parts)
     with progress(paintings, "images") as study.advance:
         for part in parts:
             PARTS[part](study)
-    return {
-        "pictures": study.pictures,
-        "notes": study.notes,
-        "generation": asdict(generation),
-        **study.found,
-    }
+    results = {"pictures": study.pictures, "notes": study.notes, "generation": asdict(generation)}
+    return document("analyze", asdict(request), **results, **study.found)
 
 
 def _frequency(study: Study) -> None:
-    a = study.arguments
+    request = study.request
     profile = profile_order(
         study.pipe,
         {spec.name: spec.weight for spec in study.specs},
         [study.job.prompt],
         lambda prompt, seed: paint(study.pipe, replace(study.job, prompt=prompt, seed=seed)),
-        range(a["seed"], a["seed"] + a["seeds"]),
+        range(request.seed, request.seed + request.seeds),
         study.advance,
     )
-    places = [study.folder / PROFILE]
-    places += [study.specs[0].path.parent / PROFILE] if a["beside"] else []
+    places = [study.request.out / PROFILE]
+    places += [study.specs[0].path.parent / PROFILE] if request.beside else []
     for place in places:
         profile.save(place)
     study.save("profiles", plots.profiles_figure(profile), profile.profiles)
@@ -164,7 +149,7 @@ def _difference(study: Study) -> None:
     curves = {"cached": found.profiles[0].tolist(), "uncached": found.profiles[1].tolist()}
     study.save("difference", figure, {**found.numbers, "profiles": curves})
     for name, picture in (("uncached", reference), ("cached", image)):
-        picture.save(study.folder / f"{name}.png")
+        picture.save(study.request.out / f"{name}.png")
     study.found["difference"] = found.numbers
 
 
@@ -185,7 +170,7 @@ def _macs(study: Study) -> None:
     unet = study.pipe.unet
     if not unet.config.addition_embed_type and not unet.config.encoder_hid_dim_type:
         side = unet.config.sample_size * 8
-        size = [study.arguments[name] or side for name in ("height", "width")]
+        size = [study.request.height or side, study.request.width or side]
         per_sample["this model"] = macs_per_sample(dict(unet.config), *size, study.job.method)
     study.found["macs"] = {
         "per_image": {label: sum(counts) for label, counts in counted.items()},

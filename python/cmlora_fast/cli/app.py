@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 import typer
 
+from cmlora_fast.report import version_of
+
 from .analyze import analyze
 from .bench import bench
 from .demo import demo
@@ -48,8 +50,6 @@ class Options:
 
 def _version(asked: bool) -> None:
     if asked:
-        from .report import version_of
-
         typer.echo(f"cmlora-fast {version_of('cmlora-fast')}")
         raise typer.Exit
 

@@ -6,20 +6,18 @@ from typing import Any
 
 import typer
 
-from .painting_options import AsJson
+from cmlora_fast.report import document, print_json, print_table
+
+from .options import AsJson
+from .quiet import quiet
 
 __all__ = ["doctor"]
 
 BASICS = ("cpu", "torch")  # backends that every installation has
 
 
-def doctor(
-    as_json: AsJson = False,
-) -> None:
+def doctor(as_json: AsJson = False) -> None:
     """Show versions, machine and backends, and check that enable and disable work."""
-    from .quiet import quiet
-    from .report import document, print_json
-
     with quiet():
         results = examine()
     report = document("doctor", {}, **results)
@@ -61,7 +59,6 @@ def _advice(name: str, state: dict[str, Any]) -> str:
 
 
 def _print(report: dict[str, Any]) -> None:
-    from .report import print_table
 
     print_table("versions", ["package", "version"], _pairs(report["versions"], "not installed"))
     print_table("machine", ["", ""], _pairs(report["machine"], "unknown"))

@@ -8,17 +8,18 @@ from typing import Any
 
 from cmlora_fast import eval as lab
 from cmlora_fast.adapters.fit import check_lora
-from cmlora_fast.eval import report as reports
 from cmlora_fast.eval.judge import Judge, judge_all
-from cmlora_fast.eval.presets import PRESETS, Preset
+from cmlora_fast.eval.presets import PRESETS, Preset, plain_preset
+from cmlora_fast.eval.tables import markdown
+from cmlora_fast.report import document, progress, write_json
 
 from .errors import CliError
-from .generation import ENGINE, load_generation, plain_preset
+from .generation import load_generation
 from .lora_files import LoraSpec
 from .method_list import NO_LORA, cached, parse_methods
-from .pipelines import EMBEDDED, add_loras, check_scheduler
-from .progress import progress
-from .report import write_json
+from .options import words
+from .pipelines import add_loras, check_scheduler
+from .requests import EvalRequest
 from .scorer_list import make_judge, make_scorers
 
 __all__ = ["run", "write"]
@@ -26,49 +27,40 @@ __all__ = ["run", "write"]
 FEW = "4"  # combinations of the embedded testbed, unless asked: a few minutes
 
 
-def run(arguments: dict[str, Any]) -> dict[str, Any]:
-    """Paint, score, compare; returns what the JSON document tells beside the arguments.
+def run(request: EvalRequest) -> dict[str, Any]:
+    """Paint, score, compare; returns the JSON document.
 
     Whatever can be wrong is found before the first image: methods, testbed, LoRA files, scorers,
     then the model.
     """
-    a = arguments
-    candidates = _candidates(a)
-    check_scheduler(a["scheduler"])
-    testbed = _testbed(a)
-    combinations = _combinations(a, testbed)
+    candidates = _candidates(request)
+    check_scheduler(request.scheduler)
+    testbed = _testbed(request)
+    combinations = _combinations(request, testbed)
     entries = {entry.id: entry for combination in combinations for entry in combination}
     specs = [LoraSpec(name, testbed.paths[name], 1.0) for name in entries]
     files = [check_lora(spec.path) for spec in specs]
-    scorers = make_scorers(a)
-    judge = make_judge(a, len(candidates))
-    pipe, generation = load_generation(a, _preset(a), testbed.negative_prompt)
+    scorers = _scorers(request)
+    judge = make_judge(request, len(candidates))
+    pipe, generation = load_generation(request.filled(_preset(request)), testbed.negative_prompt)
     add_loras(pipe, specs, files)
     wants = frozenset().union(*(scorer.wants for scorer in scorers))
-    seeds = range(a["seed"], a["seed"] + a["seeds"])
+    seeds = range(request.seed, request.seed + request.seeds)
     samples = lab.make_samples(testbed, combinations, seeds, candidates, generation, wants)
-    folder = Path(a["out"])
-    jobs = len(lab.jobs_of(samples))
-    with progress(jobs, "images") as advance:
-        results = lab.evaluate(
-            pipe,
-            samples,
-            scorers,
-            folder,
-            advance,
-            by_combination=a["by_combination"],
-            tie=a["tie"],
-            **{key: a[key] for key in ENGINE},
-        )
+    how = {"by_combination": request.by_combination, "tie": request.tie, **request.engine}
+    with progress(len(lab.jobs_of(samples)), "images") as advance:
+        results = lab.evaluate(pipe, samples, scorers, request.out, advance, **how)
     if judge is not None:
-        results["judge"] = _judge(judge, samples, folder, a["tie"])
-    return {
+        results["judge"] = _judge(judge, samples, request)
+    return document(
+        "eval",
+        asdict(request),
         **results,
-        "generation": asdict(generation),
-        "combinations": [[entry.id for entry in c] for c in combinations],
-        "scorers": [scorer.identity for scorer in scorers],
-        "manifest": str(folder / "manifest.jsonl"),
-    }
+        generation=asdict(generation),
+        combinations=[[entry.id for entry in c] for c in combinations],
+        scorers=[scorer.identity for scorer in scorers],
+        manifest=str(request.out / "manifest.jsonl"),
+    )
 
 
 def write(report: dict[str, Any], folder: Path) -> None:
@@ -84,52 +76,58 @@ def write(report: dict[str, Any], folder: Path) -> None:
         "scorers": ", ".join(report["scorers"]),
         "machine": f"{machine['processor']}, {machine['threads']} threads, {machine['gpus']}",
     }
-    page = reports.markdown("Methods compared", facts, report)
+    page = markdown("Methods compared", facts, report)
     (folder / "report.md").write_text(page, encoding="utf-8")
 
 
-def _judge(judge: Judge, samples: list[lab.Sample], folder: Path, tie: float) -> dict[str, Any]:
+def _judge(judge: Judge, samples: list[lab.Sample], request: EvalRequest) -> dict[str, Any]:
     pairs = sum(sample.candidate != samples[0].candidate for sample in samples)
     with progress(pairs, "judging") as advance:
-        return judge_all(judge, samples, lab.ImageStore(folder), advance, tie)
+        return judge_all(judge, samples, lab.ImageStore(request.out), advance, request.tie)
 
 
-def _candidates(a: dict[str, Any]) -> list[lab.Candidate]:
-    intervals = [text.strip() for text in a["intervals"].split(",") if text.strip()]
-    methods = cached(parse_methods(a["methods"], clora=True), intervals)
+def _candidates(request: EvalRequest) -> list[lab.Candidate]:
+    methods = cached(parse_methods(request.methods, clora=True), words(request.intervals))
     return [lab.Candidate(label, m, loras=label != NO_LORA) for label, m in methods.items()]
 
 
-def _testbed(a: dict[str, Any]) -> lab.Testbed:
-    if a["testbed"] == EMBEDDED:
-        testbed = lab.embedded(a["style"])
-        given = {"base_prompt": a["prompt"], "negative_prompt": a["negative"]}
+def _testbed(request: EvalRequest) -> lab.Testbed:
+    if request.testbed == lab.EMBEDDED:
+        testbed = lab.embedded(request.style)
+        given = {"base_prompt": request.prompt, "negative_prompt": request.negative}
         return replace(testbed, **{k: text for k, text in given.items() if text is not None})
     return lab.composlora(
-        a["testbed"],
-        a["style"],
-        lora_path=a["lora_path"],
-        lora_info=a["lora_info_path"],
-        prompt=a["prompt"],
-        negative=a["negative"],
+        request.testbed,
+        request.style,
+        lora_path=request.lora_path,
+        lora_info=request.lora_info_path,
+        prompt=request.prompt,
+        negative=request.negative,
     )
 
 
-def _combinations(a: dict[str, Any], testbed: lab.Testbed) -> list[tuple]:
-    if a["compose"] > len(testbed.info):
+def _combinations(request: EvalRequest, testbed: lab.Testbed) -> list[tuple]:
+    if request.compose > len(testbed.info):
         raise CliError(
             f"--compose: expected 1 to {len(testbed.info)}, the testbed's categories; "
-            f"got {a['compose']}"
+            f"got {request.compose}"
         )
-    every = lab.generate_combinations(testbed.info, a["compose"])
+    every = lab.generate_combinations(testbed.info, request.compose)
     if not every:
-        raise CliError(f"--testbed {a['testbed']}: no character, so nothing to compose")
-    return lab.sample(every, a["combinations"] or (FEW if a["testbed"] == EMBEDDED else "all"))
+        raise CliError(f"--testbed {request.testbed}: no character, so nothing to compose")
+    some = FEW if request.testbed == lab.EMBEDDED else "all"
+    return lab.sample(every, request.combinations or some)
 
 
-def _preset(a: dict[str, Any]) -> Preset:
-    if a["testbed"] == EMBEDDED:
-        return plain_preset(EMBEDDED)
-    if a["style"] in PRESETS:
-        return PRESETS[a["style"]]
-    raise CliError(f"--image-style: expected one of {', '.join(PRESETS)}; got {a['style']!r}")
+def _scorers(request: EvalRequest) -> list[Any]:
+    style = request.style if request.testbed == lab.EMBEDDED else None
+    names = "embedded" if style and request.scorers is None else request.scorers or ""
+    return make_scorers(words(names), request, style)
+
+
+def _preset(request: EvalRequest) -> Preset:
+    if request.testbed == lab.EMBEDDED:
+        return plain_preset(lab.EMBEDDED)
+    if request.style in PRESETS:
+        return PRESETS[request.style]
+    raise CliError(f"--image-style: expected one of {', '.join(PRESETS)}; got {request.style!r}")

@@ -5,25 +5,24 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
 from cmlora_fast import eval as lab
-from cmlora_fast import testbed
 from cmlora_fast.adapters.fit import check_lora
 from cmlora_fast.eval.grid import Cell, make_cells, page
-from cmlora_fast.eval.jobs import digest
 from cmlora_fast.eval.paint import paint_all
 from cmlora_fast.eval.scorers import Scene
+from cmlora_fast.report import document, progress
 
 from .errors import CliError
-from .generation import ENGINE, load_generation, plain_preset
-from .lora_files import LoraSpec, embedded_style, parse_specs
+from .generation import adapters_of, load_with_loras, parse_loras, prompt_for
+from .lora_files import LoraSpec
 from .method_list import NO_LORA, cached, parse_methods
-from .pipelines import EMBEDDED, add_loras, check_scheduler
-from .progress import progress
+from .options import words
+from .pipelines import check_scheduler
+from .requests import GridRequest
 from .scorer_list import make_scorers
 from .sheet import Tile, contact_sheet
 
@@ -34,38 +33,28 @@ SHOWN = ("recall", "clip", "image_reward")  # below an image
 LARGEST = 512  # pixels of an image in the PNG
 
 
-def run(arguments: dict[str, Any]) -> dict[str, Any]:
-    """Paint the grid; returns what the JSON document tells beside the arguments."""
-    a = arguments
-    intervals = [text.strip() for text in a["intervals"].split(",") if text.strip()]
-    methods = parse_methods(a["methods"])
+def run(request: GridRequest) -> dict[str, Any]:
+    """Paint the grid; returns the JSON document."""
+    methods = parse_methods(request.methods)
     methods.pop(NO_LORA, None)  # has a column anyway
-    methods = cached(methods, intervals)
-    check_scheduler(a["scheduler"])
-    specs = parse_specs(a["lora"], embedded=a["model"] == EMBEDDED)
-    sets, factors = _sets(a["sets"], specs), _factors(a["weight"])
-    style = embedded_style(specs) if a["model"] == EMBEDDED else None
-    prompts = {label: _prompt(a["prompt"], members, style) for label, members in sets.items()}
+    methods = cached(methods, words(request.intervals))
+    check_scheduler(request.scheduler)
+    specs, style = parse_loras(request)
+    sets, factors = _sets(request.sets, specs), _factors(request.weight)
+    prompts = {label: prompt_for(request, members, style) for label, members in sets.items()}
     files = [check_lora(spec.path) for spec in specs]
-    scorers = _scorers(a, style)
-    negative = a["negative"]
-    if negative is None:
-        negative = testbed.NEGATIVE_PROMPT if a["model"] == EMBEDDED else ""
-    pipe, generation = load_generation(a, plain_preset(a["model"]), negative)
-    add_loras(pipe, specs, files)
-    adapters = {
-        label: [lab.Adapter(s.name, digest(s.path), s.weight) for s in members]
-        for label, members in sets.items()
-    }
-    seeds = range(a["seed"], a["seed"] + a["seeds"])
+    scorers = _scorers(request, style)
+    pipe, generation = load_with_loras(request, specs, files)
+    adapters = {label: adapters_of(members) for label, members in sets.items()}
+    seeds = range(request.seed, request.seed + request.seeds)
     cells = make_cells(adapters, prompts, methods, factors, seeds, generation)
-    store = lab.ImageStore(Path(a["out"]))
+    store = lab.ImageStore(request.out)
     jobs = list({cell.job.key: cell.job for cell in cells}.values())
     with progress(len(jobs), "images") as advance:
-        engine = {key: a[key] for key in ENGINE}
-        paint_all(pipe, jobs, store, lambda job: advance(), **engine)
+        paint_all(pipe, jobs, store, lambda job: advance(), **request.engine)
     scores = [_score(cell, sets[cell.adapters], style, scorers, store) for cell in cells]
-    return _save(cells, scores, store, generation, prompts)
+    results = _save(cells, scores, store, generation, prompts)
+    return document("grid", asdict(request), **results)
 
 
 def _sets(texts: Sequence[str] | None, specs: Sequence[LoraSpec]) -> dict[str, list[LoraSpec]]:
@@ -91,26 +80,15 @@ def _factors(text: str) -> list[float]:
     return list(dict.fromkeys(factors))
 
 
-def _prompt(prompt: str | None, members: Sequence[LoraSpec], style: str | None) -> str:
-    if prompt is not None:
-        return prompt
-    if style:
-        return testbed.prompt([spec.name for spec in members], style)
-    raise CliError("--prompt: expected a text; only embedded LoRAs bring trigger words")
-
-
-def _scorers(a: dict[str, Any], style: str | None) -> list[Any]:
-    text = a["scorers"]
-    if text is None:
-        text = "embedded" if style else ""
-    for name in (part.strip() for part in text.split(",") if part.strip()):
+def _scorers(request: GridRequest, style: str | None) -> list[Any]:
+    names = ["embedded"] if style and request.scorers is None else words(request.scorers or "")
+    for name in names:
         if name not in SCORERS or (name == "embedded" and not style):
             raise CliError(
                 f"--scorers: expected some of {', '.join(SCORERS)}, embedded for embedded LoRAs "
                 f"only; got {name!r}"
             )
-    place = EMBEDDED if style else a["model"]
-    return make_scorers({**a, "scorers": text, "testbed": place, "style": style})
+    return make_scorers(names, request, style)
 
 
 def _score(
@@ -144,15 +122,9 @@ def _save(
             image = file.convert("RGB")
         image.thumbnail((LARGEST, LARGEST))
         tiles.append(Tile(cell.column, image, f"{notes[-1]}\n{cell.row}"))
-        told.append(
-            {
-                "row": cell.row,
-                "column": cell.column,
-                "image": record["image"],
-                "seconds": record["seconds"],
-                "scores": found,
-            }
-        )
+        place = {"row": cell.row, "column": cell.column}
+        ran = {name: record[name] for name in ("image", "seconds")}
+        told.append({**place, **ran, "scores": found})
     steps = f"{generation.steps} steps, guidance {generation.guidance_scale:g}"
     facts = {
         "model": generation.model,

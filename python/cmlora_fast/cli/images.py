@@ -13,7 +13,7 @@ from .errors import CliError
 if TYPE_CHECKING:
     from PIL import Image
 
-__all__ = ["make_folder", "read_parameters", "save_png"]
+__all__ = ["make_folder", "save_png"]
 
 KEY = "parameters"  # of the tEXt chunk, where other tools look too
 
@@ -44,14 +44,3 @@ def save_png(image: Image.Image, path: Path, parameters: dict[str, Any]) -> Path
             continue
         return free
     raise AssertionError("unreachable")
-
-
-def read_parameters(path: Path) -> dict[str, Any]:
-    """The parameters that ``save_png`` wrote into a file."""
-    from PIL import Image
-
-    with Image.open(path) as image:
-        text = image.info.get(KEY)
-    if text is None:
-        raise CliError(f"{path}: holds no {KEY!r} metadata")
-    return json.loads(text)

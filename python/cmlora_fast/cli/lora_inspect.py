@@ -8,8 +8,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from cmlora_fast.report import document, print_json, print_table
+
 from .errors import CliError
-from .painting_options import AsJson
+from .options import AsJson
+from .quiet import quiet
 
 if TYPE_CHECKING:
     from cmlora_fast.adapters.file import LoraFile
@@ -32,8 +35,6 @@ def inspect_lora(
     from cmlora_fast.adapters.file import non_finite, read_lora
 
     from .lora_files import resolve_path
-    from .quiet import quiet
-    from .report import document, print_json
 
     with quiet():
         file = read_lora(resolve_path(path))
@@ -81,9 +82,8 @@ def _number(alpha: float | None) -> float | None:
 
 def _fit(file: LoraFile, model: str) -> dict[str, Any]:
     from cmlora_fast.adapters.fit import meta_models, misfits
+    from cmlora_fast.eval import EMBEDDED
     from cmlora_fast.testbed import DATA
-
-    from .pipelines import EMBEDDED
 
     try:
         models = meta_models(DATA / "pipeline" if model == EMBEDDED else model)
@@ -94,7 +94,6 @@ def _fit(file: LoraFile, model: str) -> dict[str, Any]:
 
 
 def _print(facts: dict[str, Any]) -> None:
-    from .report import print_table
 
     rows = [
         ["kind", facts["kind"]],

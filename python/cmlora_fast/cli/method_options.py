@@ -48,17 +48,7 @@ def make_method(
         return None
     fields = [field.name for field in dataclasses.fields(cls)]
     allowed = [name for name in fields if name not in _OBJECTS]
-    values = {}
-    for option in options:
-        key, equals, text = option.partition("=")
-        if not equals or not key:
-            raise CliError(f"--method-option: expected key=value; got {option!r}")
-        if key not in allowed:
-            raise CliError(
-                f"--method-option {option}: {cls.__name__} has no field {key!r}; expected one of "
-                + ", ".join(allowed)
-            )
-        values[key] = _value(key, text)
+    values: dict[str, Any] = dict(_field(option, cls.__name__, allowed) for option in options)
     if name == "clora":
         if not concepts:
             raise CliError("--method clora: expected --concept adapter=subject[:trigger]; got none")
@@ -68,6 +58,18 @@ def make_method(
     if masks:
         values["masks"] = dict(_mask(text) for text in masks)
     return cls(**values)
+
+
+def _field(option: str, cls: str, allowed: Sequence[str]) -> tuple[str, Any]:
+    key, equals, text = option.partition("=")
+    if not equals or not key:
+        raise CliError(f"--method-option: expected key=value; got {option!r}")
+    if key not in allowed:
+        known = ", ".join(allowed)
+        raise CliError(
+            f"--method-option {option}: {cls} has no field {key!r}; expected one of {known}"
+        )
+    return key, _value(key, text)
 
 
 def _concept(text: str) -> Concept:

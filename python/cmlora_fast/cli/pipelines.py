@@ -10,13 +10,13 @@ from typing import Any
 
 from cmlora_fast.adapters.file import LoraFile
 from cmlora_fast.adapters.fit import check_fit, ignored_alphas
+from cmlora_fast.eval import EMBEDDED
 
 from .errors import CliError, one_line
 from .lora_files import LoraSpec
 
 __all__ = [
     "DTYPES",
-    "EMBEDDED",
     "SCHEDULERS",
     "add_loras",
     "check_scheduler",
@@ -26,7 +26,6 @@ __all__ = [
     "text_encoders",
 ]
 
-EMBEDDED = "embedded"
 # Its layers are too small to share: on two idle cores a second thread gains nothing, and on busy
 # ones waiting for it took 80 s per image in place of 0.5.
 EMBEDDED_THREADS = 1

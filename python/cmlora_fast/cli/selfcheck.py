@@ -10,9 +10,11 @@ from diffusers import DDIMScheduler, StableDiffusionPipeline, UNet2DConditionMod
 from torch import Tensor
 
 import cmlora_fast as cf
+from cmlora_fast.eval import EMBEDDED
+from cmlora_fast.eval.paint import rows_of
 
 from .errors import one_line
-from .pipelines import EMBEDDED, load_pipeline
+from .pipelines import load_pipeline
 
 __all__ = ["checks", "tiny_pipeline"]
 
@@ -114,10 +116,10 @@ def _composes() -> tuple[bool, str]:
     cf.enable(pipe, method=CACHING)
     finite = bool(torch.isfinite(_run(pipe)).all())
     ran = cf.summary(pipe)
-    full = sum(step.full_rows for step in ran.steps)
-    shallow = sum(step.shallow_rows for step in ran.steps)
-    good = finite and shallow > 0 and len(ran.steps) == STEPS
-    return good, f"{full} full and {shallow} shallow rows on backend {ran.backend}"
+    rows = rows_of(ran)
+    good = finite and rows["shallow_rows"] > 0 and len(ran.steps) == STEPS
+    told = "{full_rows} full and {shallow_rows} shallow rows".format(**rows)
+    return good, f"{told} on backend {ran.backend}"
 
 
 def _embedded() -> tuple[bool, str]:

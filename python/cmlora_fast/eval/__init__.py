@@ -9,9 +9,10 @@ from .lora_info import LoraEntry, read_lora_info
 from .run import evaluate
 from .samples import Candidate, Sample, jobs_of, make_samples
 from .store import ImageStore, Ledger
-from .testbeds import Testbed, composlora, embedded
+from .testbeds import EMBEDDED, Testbed, composlora, embedded
 
 __all__ = [
+    "EMBEDDED",
     "Adapter",
     "Candidate",
     "Generation",

@@ -15,7 +15,7 @@ import cmlora_fast as cf
 from .jobs import Job
 from .store import ImageStore
 
-__all__ = ["activate", "call", "paint", "paint_all"]
+__all__ = ["activate", "call", "paint", "paint_all", "rows_of"]
 
 Watch = Callable[[Job], None]
 
@@ -39,27 +39,51 @@ def paint_all(
                 _warm_up(pipe, job, options)
             started = time.perf_counter()
             image, summary = call(pipe, job, **options)
-            rows = {
-                "full_rows": sum(step.full_rows for step in summary.steps),
-                "shallow_rows": sum(step.shallow_rows for step in summary.steps),
-            }
-            store.add(job, image, {**rows, "seconds": time.perf_counter() - started})
+            seconds = time.perf_counter() - started
+            store.add(job, image, {**rows_of(summary), "seconds": seconds})
             painted += 1
         watch(job)
     return painted
 
 
 def call(
-    pipe: Any, job: Job, *, steps: int | None = None, **options: Any
+    pipe: Any,
+    job: Job,
+    *,
+    steps: int | None = None,
+    callback: Callable[..., Any] | None = None,
+    **options: Any,
 ) -> tuple[Image.Image, cf.Summary]:
-    """One image and what ran; ``options`` go to ``cf.enable``."""
+    """One image and what ran; ``callback`` as in ``paint``, ``options`` go to ``cf.enable``."""
     activate(pipe, [a.name for a in job.adapters], [a.weight for a in job.adapters])
     with cf.accelerate(pipe, job.method if job.adapters else None, **options):
-        return paint(pipe, job, steps=steps), cf.summary(pipe)
+        (image,) = paint(pipe, job, steps=steps, callback=callback)
+        return image, cf.summary(pipe)
 
 
-def paint(pipe: Any, job: Job, *, steps: int | None = None) -> Image.Image:
-    """One image by the pipeline as it is: whatever adapters and method are on."""
+def rows_of(summary: cf.Summary) -> dict[str, int]:
+    """How many samples of the UNet ran whole, and how many the shallow part only."""
+    return {
+        "full_rows": sum(step.full_rows for step in summary.steps),
+        "shallow_rows": sum(step.shallow_rows for step in summary.steps),
+    }
+
+
+def paint(
+    pipe: Any,
+    job: Job,
+    seeds: Sequence[int] | None = None,
+    *,
+    steps: int | None = None,
+    callback: Callable[..., Any] | None = None,
+) -> list[Image.Image]:
+    """Images by the pipeline as it is: whatever adapters and method are on.
+
+    Args:
+        seeds: An image each, all in one call; None: the job's.
+        callback: The pipeline's ``callback_on_step_end``.
+    """
+    seeds = [job.seed] if seeds is None else seeds
     g = job.generation
     given: dict[str, Any] = {
         "height": g.height,
@@ -74,9 +98,11 @@ def paint(pipe: Any, job: Job, *, steps: int | None = None) -> Image.Image:
         negative_prompt=g.negative_prompt,
         num_inference_steps=steps or g.steps,
         guidance_scale=g.guidance_scale,
-        generator=torch.Generator().manual_seed(job.seed),
+        num_images_per_prompt=len(seeds),
+        generator=[torch.Generator().manual_seed(seed) for seed in seeds],
+        callback_on_step_end=callback,
         **{name: value for name, value in given.items() if value is not None},
-    ).images[0]
+    ).images
 
 
 def activate(pipe: Any, names: Sequence[str], weights: Sequence[float]) -> None:

@@ -6,29 +6,39 @@ import ast
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["PRESETS", "Preset", "read_prompts"]
+from ..testbed import GUIDANCE
+
+__all__ = ["PRESETS", "Preset", "plain_preset", "read_prompts"]
+
+STEPS = 20
 
 
 @dataclass(frozen=True)
 class Preset:
-    """How Zhong et al. 2024 paint one image style (cmlora spec §1.1, §5.1)."""
+    """What a run paints with unless it is told other; None: the model's own."""
 
     model: str
     vae: str | None
     steps: int
     guidance_scale: float
-    height: int
-    width: int
-    scheduler: str = "dpm++"
+    height: int | None
+    width: int | None
+    scheduler: str | None = "dpm++"
     lora_scale: float = 0.8
 
 
+# How Zhong et al. 2024 paint each image style (cmlora spec §1.1, §5.1).
 PRESETS = {
     "anime": Preset("gsdf/Counterfeit-V2.5", None, 200, 10.0, 512, 512),
     "reality": Preset(
         "SG161222/Realistic_Vision_V5.1_noVAE", "stabilityai/sd-vae-ft-mse", 100, 7.0, 1024, 768
     ),
 }
+
+
+def plain_preset(model: str) -> Preset:
+    """Where no testbed has settings of its own."""
+    return Preset(model, None, STEPS, GUIDANCE, None, None, scheduler=None, lora_scale=1.0)
 
 
 def read_prompts(path: Path, style: str) -> tuple[str, str]:

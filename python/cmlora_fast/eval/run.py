@@ -10,12 +10,12 @@ from statistics import fmean, median
 from typing import Any
 
 from .paint import paint_all
-from .report import rows, write_csv
 from .samples import Sample, jobs_of
 from .scorers import Scene, Scorer
 from .scorers.base import PRESENT
 from .statistics import compare, grouped, interval
 from .store import ImageStore, Ledger
+from .tables import rows, write_csv
 
 __all__ = ["evaluate", "score_all", "summarise"]
 

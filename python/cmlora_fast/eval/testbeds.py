@@ -10,7 +10,9 @@ from .. import testbed
 from .lora_info import LoraEntry, read_lora_info
 from .presets import read_prompts
 
-__all__ = ["Testbed", "composlora", "embedded"]
+__all__ = ["EMBEDDED", "Testbed", "composlora", "embedded"]
+
+EMBEDDED = "embedded"  # the name of the testbed and of the model inside the package
 
 # Where a ComposLoRA folder keeps its weights: the predecessor's place, CMLoRA's, and short ones.
 LORA_FOLDERS = ("models/lora/{style}", "LoRA_Cache/models/lora/{style}", "lora/{style}", "{style}")
@@ -46,7 +48,7 @@ def embedded(style: str = "anime") -> Testbed:
         for category, entries in testbed.lora_info(style).items()
     }
     paths = {e.id: testbed.lora_path(e.id, style) for entries in info.values() for e in entries}
-    return Testbed("embedded", info, paths, testbed.prompt([]), testbed.NEGATIVE_PROMPT)
+    return Testbed(EMBEDDED, info, paths, testbed.prompt([]), testbed.NEGATIVE_PROMPT)
 
 
 def composlora(

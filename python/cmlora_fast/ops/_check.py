@@ -71,8 +71,8 @@ def check_row_table(
         raise shape_error(op, "row_slot and row_scale of one length", row_slot, row_scale)
     if not (like.is_cpu or like.is_cuda):
         return None
-    addresses = (table.data_ptr() for table in tables)
-    table = _C.RowTable(*addresses, slot_count, row_count, entries, total_rank)
+    counts = slot_count, row_count, entries, total_rank
+    table = _C.RowTable([table.data_ptr() for table in tables], counts)
     if like.is_cpu:
         table.check(op)
     return table

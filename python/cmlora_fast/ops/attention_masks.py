@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from . import clora_reference as reference
+from . import reference
 from ._check import check_floats, check_table, shape_error
 from ._register import register
 

@@ -5,7 +5,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from .. import _C
-from . import clora_reference as reference
+from . import reference
 from ._check import DTYPES, check_floats, check_table, last_contiguous, shape_error
 from ._register import register
 from .backends import launch, pick

@@ -103,8 +103,7 @@ def pick(op: str, tensor: Tensor, kernels: Collection[str], *, matmul: bool = Fa
         return _pick_on_gpu(tensor, kernels) if tensor.is_cuda else "torch"
     if forced not in kernels:
         return "torch"
-    wants_cpu = forced == "cpu" or (forced == "triton" and _interprets())
-    if wants_cpu != tensor.is_cpu or (forced == "cuda" and not _runs_cuda(tensor.get_device())):
+    if not _takes(forced, tensor):
         raise RuntimeError(f"{op}: backend {forced!r} does not run on {tensor.device} here")
     return forced
 
@@ -122,6 +121,12 @@ def launch(kernel: str, backend: str, tensor: Tensor, *arguments) -> None:
         device = tensor.get_device()
         stream = torch._C._cuda_getCurrentRawStream(device)
         getattr(_C.cuda, kernel)(*arguments, device, stream)
+
+
+def _takes(backend: str, tensor: Tensor) -> bool:
+    if backend == "cuda":
+        return tensor.is_cuda and _runs_cuda(tensor.get_device())
+    return tensor.is_cpu == (backend == "cpu" or _interprets())
 
 
 def _pick_on_gpu(tensor: Tensor, kernels: Collection[str]) -> str:

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from .. import _C
-from . import clora_reference as reference
+from . import reference
 from ._check import check_floats, check_table, shape_error
 from ._register import register
 from .backends import launch, pick

@@ -34,18 +34,14 @@ def _check(op: str, x: Tensor, a: Tensor, b: Tensor, *out: Tensor) -> None:
         raise shape_error(op, "a contiguous last dimension of x and y", *out, x)
 
 
-def _operands(y: Tensor, x: Tensor) -> tuple[int, ...]:
-    """What the kernels are told of y and x after their addresses."""
-    return *x.shape[1:], y.shape[2], *y.stride()[:2], *x.stride()[:2], DTYPES[y.dtype]
-
-
-def _matrices(a: Tensor, b: Tensor) -> tuple[int, ...]:
-    return a.data_ptr(), *a.stride(), b.data_ptr(), *b.stride()
+def _operands(y: Tensor, x: Tensor) -> tuple:
+    """What the kernels are told of two tensors."""
+    return y.data_ptr(), y.shape, y.stride(), x.data_ptr(), x.shape, x.stride()
 
 
 def _run(backend: str, y: Tensor, x: Tensor, a: Tensor, b: Tensor, table: "_C.RowTable") -> None:
-    addresses = y.data_ptr(), x.data_ptr(), *_matrices(a, b)
-    launch("lora_delta", backend, y, table, *addresses, *_operands(y, x))
+    slabs = a.data_ptr(), a.stride(), b.data_ptr(), b.stride()
+    launch("lora_delta", backend, y, table, *_operands(y, x), *slabs, DTYPES[y.dtype])
 
 
 @register(mutates_args=("y",))
@@ -108,12 +104,11 @@ class PackedAdapters:
         """The kernel, on checked arguments."""
         key = isa(), *((t.data_ptr(), t._version) for t in self._slabs())
         if key != self._key:
-            N, K = self.b.shape[0], self.a.shape[1]
             slots = self.slots.data_ptr(), self.slots.numel() - 1
-            dtype = DTYPES[self.a.dtype]
-            self._kernel = _C.PackedAdapters(*_matrices(self.a, self.b), *slots, K, N, dtype, isa())
+            slabs, dtype = _operands(self.a, self.b), DTYPES[self.a.dtype]
+            self._kernel = _C.PackedAdapters(*slabs, *slots, dtype, isa())
             self._key = key
-        self._kernel.lora_delta(table, y.data_ptr(), x.data_ptr(), *_operands(y, x))
+        self._kernel.lora_delta(table, *_operands(y, x), DTYPES[y.dtype])
 
     def _slabs(self) -> tuple[Tensor, Tensor, Tensor]:
         return self.a, self.b, self.slots

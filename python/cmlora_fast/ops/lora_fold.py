@@ -55,13 +55,12 @@ def lora_fold(
         table,
         folded.data_ptr(),
         w.data_ptr(),
-        w.stride(0),
+        w.shape,
+        w.stride(),
         a.data_ptr(),
-        *a.stride(),
+        a.stride(),
         b.data_ptr(),
-        *b.stride(),
-        w.shape[1],
-        w.shape[0],
+        b.stride(),
         DTYPES[w.dtype],
     )
     return folded

@@ -71,20 +71,23 @@ def radial_amplitude(
     if backend == "torch":
         return reference.radial_amplitude(latents.detach(), cutoff, log)
     mean, profile = _fake(latents)
-    arguments = (
+    scratch = mean.new_empty(0)
+    if backend == "cuda":
+        # Images too large for a block's shared memory; the caller's stream keeps it alive.
+        floats = _C.cuda.radial_scratch(*latents.shape[2:], latents.get_device())
+        scratch = mean.new_empty(latents.shape[0] * floats)
+    launch(
+        "radial_amplitude",
+        backend,
+        latents,
         mean.data_ptr(),
         profile.data_ptr(),
         latents.data_ptr(),
         latents.shape,
         latents.stride(),
+        scratch.data_ptr(),
         min(reference.first_bin(*latents.shape[2:], cutoff), profile.shape[1]),
         bool(log),
         DTYPES[latents.dtype],
     )
-    if backend == "cuda":
-        # Images too large for a block's shared memory; the caller's stream keeps it alive.
-        floats = _C.cuda.radial_scratch(*latents.shape[2:], latents.get_device())
-        scratch = mean.new_empty(latents.shape[0] * floats)
-        arguments += (scratch.data_ptr(),)
-    launch("radial_amplitude", backend, latents, *arguments)
     return mean, profile

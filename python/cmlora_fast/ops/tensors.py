@@ -11,7 +11,15 @@ import psutil
 import torch
 from torch import Tensor
 
-__all__ = ["fingerprint", "is_real", "memory_in_use", "on_gpu", "plain_tensors", "upload"]
+__all__ = [
+    "accumulator",
+    "fingerprint",
+    "is_real",
+    "memory_in_use",
+    "on_gpu",
+    "plain_tensors",
+    "upload",
+]
 
 
 def is_real(value: object) -> bool:
@@ -25,6 +33,11 @@ def upload(values: Sequence[float], dtype: torch.dtype, device: torch.device) ->
     if device.type == "cuda":
         made = made.pin_memory()
     return made.to(device, non_blocking=True)
+
+
+def accumulator(dtype: torch.dtype) -> torch.dtype:
+    """What sums of such numbers are kept in: float32, or float64 for itself."""
+    return torch.promote_types(dtype, torch.float32)
 
 
 def fingerprint(*tensors: Tensor) -> tuple:

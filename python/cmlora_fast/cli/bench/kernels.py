@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from .bench_record import earlier_part, place, provenance, write
-from .progress import progress
-from .report import document, print_table
+from cmlora_fast.report import document, print_table, progress, provenance
+
+from .record import earlier_part, place, write
 
 __all__ = ["run", "show"]
 
@@ -29,8 +29,8 @@ def run(
     """
     import torch
 
-    from .. import ops
-    from ..benchmarks import kernels
+    from ... import ops
+    from ...benchmarks import kernels
 
     torch.manual_seed(0)
     kind = getattr(torch, dtype)

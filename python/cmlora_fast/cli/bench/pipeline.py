@@ -5,26 +5,20 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from .bench_record import earlier_part, place, provenance, write
-from .progress import progress
-from .report import document, print_table, version_of
+from cmlora_fast.report import document, print_table, progress, provenance, version_of
 
-__all__ = ["CHANNELS", "run", "run_clora", "show", "show_clora"]
+from .options import Size
+from .record import earlier_part, place, write
 
-CHANNELS = {
-    "half": (160, 320, 640, 640),  # of each block; "full" is Stable Diffusion 1.5 itself
-    "full": (320, 640, 1280, 1280),
-    "tiny": (32, 32, 64, 64),
-}
+__all__ = ["run", "run_clora", "show", "show_clora"]
+
 COLUMNS = ["contender", "s [quartiles]", "images", "limit s", "share", "equal", "uncached"]
 MEMORY = ["peak MiB", "fold s"]
 RATIOS = ["contender", "times as fast as", "ratio of medians [95 %]"]
 
 
 def run(
-    channels: str,
-    latents: int,
-    steps: int,
+    size: Size,
     adapters: tuple[int, ...],
     images: int,
     names: tuple[str, ...],
@@ -33,43 +27,36 @@ def run(
     """The document of one run, which also holds what earlier runs of the same left in ``out``."""
     import torch
 
-    from ..benchmarks import contenders, pipeline
+    from ...benchmarks import contenders, pipeline
 
     missing = [name for name in names if not contenders.available(name)]
     names = tuple(name for name in names if name not in missing)
-    settings = {
-        "channels": list(CHANNELS[channels]),
-        "latents": latents,
-        "steps": steps,
+    arguments = {
+        **size.given,
         "threads": torch.get_num_threads(),
         "dtype": "float32",
+        "adapters": adapters,
+        "images": images,
+        "contenders": names,
     }
-    arguments = {**settings, "adapters": adapters, "images": images, "contenders": names}
     report = document("bench pipeline", arguments, **provenance(), not_installed=missing)
     report["versions"]["DeepCache"] = version_of("DeepCache")
-    path = None if out is None else place(report, out, f"pipeline-{channels}")
+    path = None if out is None else place(report, out, f"pipeline-{size.name}")
     before = None if path is None else earlier_part(report, path)
     with progress(pipeline.painted_images(adapters, images, names), "pipelines") as advance:
-        report |= pipeline.run(
-            channels=CHANNELS[channels],
-            latents=latents,
-            steps=steps,
-            adapters=adapters,
-            images=images,
-            names=names,
-            advance=advance,
-        )
+        timed = {"adapters": adapters, "images": images, "names": names}
+        report |= pipeline.run(**size.given, **timed, advance=advance)
     if before is not None:
         report = pipeline.merged(before, report)
     report["rows"] = pipeline.compared(report)
     if path is not None:
         write(report, path)
-        _paint(report, path)
+        _draw(report, path)
     return report
 
 
-def _paint(report: dict[str, Any], path: Path) -> None:
-    from ..benchmarks import plots
+def _draw(report: dict[str, Any], path: Path) -> None:
+    from ...benchmarks import plots
 
     caption = _caption(report)
     rows = [record | row for record, row in zip(report["results"], report["rows"], strict=True)]
@@ -135,34 +122,30 @@ def _interval(found: dict[str, float | None]) -> str:
 
 
 def run_clora(
-    channels: str,
-    latents: int,
-    steps: int,
+    size: Size,
     adapters: tuple[int, ...],
     images: int,
     out: Path | None,
 ) -> dict[str, Any]:
     """CLoRA against a straightforward loop, for every number of concepts."""
-    from ..benchmarks import clora
+    from ...benchmarks import clora
 
     arguments = {
         "method": "clora",
-        "channels": list(CHANNELS[channels]),
-        "latents": latents,
-        "steps": steps,
+        **size.given,
         "adapters": adapters,
         "images": images,
     }
     report = document("bench pipeline", arguments, **provenance(), results=[])
-    path = None if out is None else place(report, out, f"clora-{channels}")
+    path = None if out is None else place(report, out, f"clora-{size.name}")
     with progress(len(adapters), "CLoRA") as advance:
         for concepts in adapters:
             report["results"].append(
                 clora.measure(
-                    channels=CHANNELS[channels],
-                    size=latents,
+                    channels=size.given["channels"],
+                    size=size.latents,
                     concepts=concepts,
-                    steps=steps,
+                    steps=size.steps,
                     rounds=images,
                 )
             )

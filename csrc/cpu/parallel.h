@@ -3,7 +3,7 @@
 #include <cstdint>
 #include <type_traits>
 
-namespace cmlora {
+namespace cmlora::cpu {
 
 using ParallelBody = void (*)(int64_t begin, int64_t end, void* context);
 
@@ -38,4 +38,4 @@ bool use_pool(Pool pool);
 // Number of threads of the Pool::kThreads fallback.
 void set_fallback_threads(int count);
 
-}  // namespace cmlora
+}  // namespace cmlora::cpu

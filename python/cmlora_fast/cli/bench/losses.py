@@ -6,44 +6,33 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from .bench_pipeline import CHANNELS
-from .bench_record import place, provenance, write
-from .progress import progress
-from .report import document, print_table
+from cmlora_fast.report import document, print_table, progress, provenance
+
+from .options import Size
+from .record import place, write
 
 __all__ = ["run", "show"]
 
 COLUMNS = ["kind of layer", "calls", "seconds", "limit s", "lost s"]
 
 
-def run(
-    channels: str, latents: int, steps: int, adapters: int, names: Sequence[str], out: Path | None
-) -> dict[str, Any]:
+def run(size: Size, adapters: int, names: Sequence[str], out: Path | None) -> dict[str, Any]:
     """The document of one run."""
     import torch
 
-    from ..benchmarks import losses
+    from ...benchmarks import losses
 
     arguments = {
-        "channels": list(CHANNELS[channels]),
-        "latents": latents,
-        "steps": steps,
+        **size.given,
         "threads": torch.get_num_threads(),
         "dtype": "float32",
         "adapters": adapters,
         "contenders": names,
     }
     report = document("bench pipeline --profile", arguments, **provenance())
-    path = None if out is None else place(report, out, f"profile-{channels}")
+    path = None if out is None else place(report, out, f"profile-{size.name}")
     with progress(len(names), "profiles") as advance:
-        report |= losses.run(
-            channels=CHANNELS[channels],
-            latents=latents,
-            steps=steps,
-            adapters=adapters,
-            names=names,
-            advance=advance,
-        )
+        report |= losses.run(**size.given, adapters=adapters, names=names, advance=advance)
     if path is not None:
         write(report, path)
     return report

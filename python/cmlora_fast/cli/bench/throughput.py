@@ -3,57 +3,40 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .bench_pipeline import CHANNELS
-from .bench_record import earlier_part, place, provenance, write
-from .errors import CliError
-from .progress import progress
-from .report import document, print_table
+from cmlora_fast.report import document, print_table, progress, provenance
+
+from ..errors import CliError
+from .options import ThroughputRequest
+from .record import earlier_part, place, write
 
 if TYPE_CHECKING:
-    from ..benchmarks.throughput import Setting
+    from ...benchmarks.throughput import Setting
 
 __all__ = ["run", "show"]
 
 COLUMNS = ["N, method, weights", "images", "images/s", "s per call [quartiles]", "peak MiB"]
 
 
-def run(
-    settings: Sequence[Setting],
-    channels: str,
-    latents: int,
-    steps: int,
-    rounds: int,
-    device: str,
-    dtype: str,
-    out: Path | None,
-) -> dict[str, Any]:
+def run(settings: Sequence[Setting], request: ThroughputRequest) -> dict[str, Any]:
     """The document of one run, which also holds what earlier runs of the same left in ``out``."""
     import torch
 
-    from ..benchmarks import plots, throughput
+    from ...benchmarks import plots, throughput
 
+    size, device, dtype = request.size, request.device.value, request.dtype.value
     if device == "cuda" and not torch.cuda.is_available():
         raise CliError("--device: no CUDA device is available to torch here")
-    arguments = {
-        "channels": list(CHANNELS[channels]),
-        "latents": latents,
-        "steps": steps,
-        "device": device,
-        "dtype": dtype,
-        "rounds": rounds,
-    }
+    rounds = 1 if request.quick else request.rounds
+    arguments = {**size.given, "device": device, "dtype": dtype, "rounds": rounds}
     report = document("bench throughput", arguments, **provenance())
-    path = None if out is None else place(report, out, f"throughput-{channels}")
+    path = None if request.out is None else place(report, request.out, f"throughput-{size.name}")
     before = None if path is None else earlier_part(report, path)
     with progress(len(settings), "throughput") as advance:
         report["results"] = throughput.run(
             settings,
-            channels=CHANNELS[channels],
-            latents=latents,
-            steps=steps,
+            **size.given,
             rounds=rounds,
             device=device,
             dtype=getattr(torch, dtype),

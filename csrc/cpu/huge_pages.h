@@ -6,7 +6,7 @@
 #include <sys/mman.h>
 #endif
 
-namespace cmlora {
+namespace cmlora::cpu {
 
 // Asks for huge pages where [data, data + bytes) is memory that nothing has written yet: a gigabyte
 // of 4 KiB pages takes 0.5 to 0.9 s to fault in, of 2 MiB pages 0.1 s.
@@ -21,4 +21,4 @@ inline void prefer_huge_pages(void* data, int64_t bytes) {
 #endif
 }
 
-}  // namespace cmlora
+}  // namespace cmlora::cpu

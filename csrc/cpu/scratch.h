@@ -5,7 +5,7 @@
 #include <memory>
 #include <new>
 
-namespace cmlora {
+namespace cmlora::cpu {
 
 // Memory that a thread keeps between calls; starts on a cache line, holds no value over a call.
 template <typename T>
@@ -38,4 +38,4 @@ class Scratch {
   int64_t capacity_ = 0;
 };
 
-}  // namespace cmlora
+}  // namespace cmlora::cpu

@@ -1,34 +1,20 @@
-"""Files of measurements: named by what, when and where, with the commit inside."""
+"""Files of measurements: named by what, when and where, parts of one commit add up."""
 
 from __future__ import annotations
 
-import datetime
 import json
 import math
 import re
-import subprocess
 from pathlib import Path
 from typing import Any
 
-from .errors import CliError
-from .images import make_folder
+from ..errors import CliError
+from ..images import make_folder
 
-__all__ = ["earlier_part", "place", "provenance", "write"]
+__all__ = ["earlier_part", "place", "write"]
 
 # as the parts have it
 SETTLED = ("channels", "latents", "steps", "threads", "device", "dtype", "isa", "seconds", "quick")
-
-
-def provenance() -> dict[str, Any]:
-    """When, and from which commit where the package runs from a clone."""
-    here = Path(__file__).resolve().parent
-    command = ["git", "-C", str(here), "rev-parse", "--short", "HEAD"]
-    try:
-        asked = subprocess.run(command, capture_output=True, text=True)
-        commit = asked.stdout.strip() or None
-    except OSError:
-        commit = None
-    return {"date": datetime.date.today().isoformat(), "commit": commit}
 
 
 def place(report: dict[str, Any], out: Path, name: str) -> Path:
@@ -57,9 +43,9 @@ def earlier_part(report: dict[str, Any], path: Path) -> dict[str, Any] | None:
         before = json.loads(path.read_text())
     except ValueError as error:
         raise CliError(f"--out: {path} is not JSON: {error}; remove it or choose another") from None
+    given = _rounded(report["arguments"])
     pairs = {"commit": (before["commit"], report["commit"])}
-    for name in SETTLED:
-        pairs[name] = before["arguments"].get(name), report["arguments"].get(name)
+    pairs |= {name: (before["arguments"].get(name), given.get(name)) for name in SETTLED}
     for name, (old, new) in pairs.items():
         if old != new:
             raise CliError(f"--out: {path.name} has {name} {old}, this run {new}; choose another")

@@ -12,6 +12,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..tensors import accumulator
+
+__all__ = [
+    "attention_masks",
+    "attention_tap",
+    "claim_rest",
+    "contrastive_loss",
+]
+
 # Maps flatter than this, relative to their largest value, are rounding noise around a constant
 # (float32 sums of 80 probabilities) and have no direction; the release divides by zero there.
 FLAT = 1e-6
@@ -21,7 +30,7 @@ def attention_tap(
     q: Tensor, k: Tensor, columns: Tensor, heads: int, scale: float | None = None
 ) -> Tensor:
     """q [R, queries, heads * D], k [R, keys, heads * D], columns [C] -> [R, queries, C]."""
-    dtype = _accumulator(q.dtype)
+    dtype = accumulator(q.dtype)
     q, k = (tokens.to(dtype).unflatten(-1, (heads, -1)).transpose(1, 2) for tokens in (q, k))
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     probabilities = ((q @ k.transpose(-1, -2)) * scale).softmax(-1)
@@ -43,7 +52,7 @@ def contrastive_loss(
     Returns:
         Loss [B] and gradient [S, B, r, q], in float32 or float64.
     """
-    raw = maps.to(_accumulator(maps.dtype)).flatten(2).transpose(0, 1)  # [B, S, P]
+    raw = maps.to(accumulator(maps.dtype)).flatten(2).transpose(0, 1)  # [B, S, P]
     least = raw.amin(2, keepdim=True)
     is_least = (raw == least).to(raw.dtype)
     chosen = (raw - least)[:, index.long()]  # [B, K, P]
@@ -87,7 +96,7 @@ def attention_masks(
     closing: bool = False,
 ) -> Tensor:
     """0 and 1, float32 [J, B, H, W], from maps [S, B, r, q] and their mask_row [S], -1 for none."""
-    maps = maps.to(_accumulator(maps.dtype))
+    maps = maps.to(accumulator(maps.dtype))
     hits = (maps > threshold * maps.amax((2, 3), keepdim=True)).float()
     target = mask_row.long()
     target = target.masked_fill(target < 0, rows)  # one more row for those that make no mask
@@ -111,20 +120,9 @@ def claim_rest(masks: Tensor) -> Tensor:
     return torch.cat([masks[:1] + rest, masks[1:]])
 
 
-def mask_shares(masks: Tensor) -> Tensor:
-    """``M_j / Σ_j M_j`` per pixel, 1/J where all are 0. [J, B, H, W]."""
-    masks = masks.to(_accumulator(masks.dtype))
-    total = masks.sum(0)
-    return (masks / total).masked_fill(~(total > 0), 1 / len(masks))
-
-
 def _dilate(masks: Tensor) -> Tensor:
     return F.max_pool2d(masks, 3, stride=1, padding=1)
 
 
 def _erode(masks: Tensor) -> Tensor:
     return 1 - _dilate(1 - masks)
-
-
-def _accumulator(dtype: torch.dtype) -> torch.dtype:
-    return torch.promote_types(dtype, torch.float32)

@@ -1,4 +1,4 @@
-"""Progress bars on standard error."""
+"""Standard output has the answer, one JSON document or tables; standard error the progress."""
 
 from __future__ import annotations
 
@@ -7,9 +7,31 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
-__all__ = ["each_step", "progress"]
+from .document import as_json
+
+__all__ = ["each_step", "print_json", "print_table", "progress"]
 
 Advance = Callable[..., None]
+
+
+def print_json(data: dict[str, Any]) -> None:
+    """The one document that ``--json`` leaves there."""
+    print(as_json(data))
+
+
+def print_table(title: str, columns: list[str], rows: list[list[Any]]) -> None:
+    """A table; cells are text, never markup."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(title=title, title_justify="left")
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    for row in rows:
+        table.add_row(*[Text(str(cell)) for cell in row])
+    # A file or a pipe has no width to fit.
+    Console(file=sys.stdout, width=None if sys.stdout.isatty() else 120).print(table)
 
 
 @contextlib.contextmanager

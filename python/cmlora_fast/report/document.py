@@ -1,24 +1,17 @@
-"""What every answer carries: the machine, the versions and the arguments."""
+"""What every result carries: machine, versions, arguments, date and commit."""
 
 from __future__ import annotations
 
+import datetime
 import json
 import os
 import platform
-import sys
+import subprocess
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-__all__ = [
-    "document",
-    "machine",
-    "print_json",
-    "print_table",
-    "version_of",
-    "versions",
-    "write_json",
-]
+__all__ = ["as_json", "document", "machine", "provenance", "version_of", "versions", "write_json"]
 
 PACKAGES = (
     "cmlora-fast",
@@ -69,30 +62,25 @@ def document(command: str, arguments: dict[str, Any], **results: Any) -> dict[st
     return {**head, "machine": machine(), "versions": versions(), **results}
 
 
-def print_json(data: dict[str, Any]) -> None:
-    """The one document that ``--json`` leaves on standard output; strict JSON, no NaN."""
-    print(json.dumps(data, indent=2, default=_plain, allow_nan=False))
+def provenance() -> dict[str, Any]:
+    """When, and from which commit where the package runs from a clone."""
+    here = Path(__file__).resolve().parent
+    command = ["git", "-C", str(here), "rev-parse", "--short", "HEAD"]
+    try:
+        asked = subprocess.run(command, capture_output=True, text=True)
+        commit = asked.stdout.strip() or None
+    except OSError:
+        commit = None
+    return {"date": datetime.date.today().isoformat(), "commit": commit}
+
+
+def as_json(data: dict[str, Any]) -> str:
+    """Strict JSON, no NaN; what is no plain data as its text."""
+    return json.dumps(data, indent=2, default=_plain, allow_nan=False)
 
 
 def write_json(data: dict[str, Any], path: Path) -> None:
-    """The same document as a file."""
-    text = json.dumps(data, indent=2, default=_plain, allow_nan=False)
-    path.write_text(text + "\n", encoding="utf-8")
-
-
-def print_table(title: str, columns: list[str], rows: list[list[Any]]) -> None:
-    """A table on standard output; cells are text, never markup."""
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(title=title, title_justify="left")
-    for column in columns:
-        table.add_column(column, overflow="fold")
-    for row in rows:
-        table.add_row(*[Text(str(cell)) for cell in row])
-    # A file or a pipe has no width to fit.
-    Console(file=sys.stdout, width=None if sys.stdout.isatty() else 120).print(table)
+    path.write_text(as_json(data) + "\n", encoding="utf-8")
 
 
 def _processor() -> str:
