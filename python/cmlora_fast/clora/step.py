@@ -21,7 +21,7 @@ from ..ops.reference import mask_shares
 from ..unet.executor import Executor
 from ..unet.inputs import UNetInputs
 from ..unet.rows import Rows, RowTable
-from ..unet.tap import AttentionTap, stage_size
+from ..unet.tap import stage_size
 from .masks import row_masks
 from .tracked import Tracked
 
@@ -68,14 +68,13 @@ class Contrast:
         method: CLoRA,
         rows: Sequence[Row],
         executor: Executor,
-        tap: AttentionTap,
         steps: int,
         record: bool,
         sample: Tensor,
         channels: int,
     ):
         self._method, self._rows, self._steps = method, rows, steps
-        self._executor, self._tap = executor, tap
+        self._executor, self._tap = executor, executor.tap
         self._channels, device = channels, sample.device
         tracked = Tracked.of(rows)
         self._contrasts = tracked.contrasts
@@ -154,7 +153,7 @@ class Contrast:
     ) -> tuple[Tensor | None, ...]:
         """A pass at latents ``z``, replayed where one of its kind has been recorded."""
         key = "CLoRA", kind, images, self._reads_maps, *self._setting
-        return self._executor.replayed(function, self._at(inputs, z), table, key)
+        return self._executor.replayed(function, self._at(inputs, z), table, key, kind is None)
 
     def _gradient(
         self, table: RowTable, images: int, whole: bool, inputs: UNetInputs

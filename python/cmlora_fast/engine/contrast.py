@@ -16,7 +16,6 @@ from ..methods import CLoRA
 from ..unet.executor import Texts, all_pairs
 from ..unet.inputs import UNetInputs
 from ..unet.rows import RowTable
-from ..unet.tap import AttentionTap
 from .checks import check_names
 from .recorder import Recorder, summed
 from .run import Call, Clock
@@ -37,7 +36,6 @@ class ContrastRun:
         self._recorder: Recorder | None = None
         self._prompts: RowPrompts | None = None
         self._contrast: Contrast | None = None
-        self._tap = AttentionTap()
         self.correction: Tensor | None = None
         self.clock, self.execution, self.summary = Clock(), Execution(), Summary()
         self._images = 0
@@ -69,12 +67,11 @@ class ContrastRun:
                 lambda batch: prompts.at(batch, border.parts(), inputs.sample),
             ),
         )
-        self._tap.attach(border.unet)
+        executor.tap.attach(border.unet)
         self._contrast = Contrast(
             method,
             prompts.rows,
             executor,
-            self._tap,
             clock.steps,
             self.settings.record,
             inputs.sample,
@@ -120,7 +117,7 @@ class ContrastRun:
             self._recorder.settle()
 
     def close(self) -> None:
-        self._tap.detach()
+        self._call.executor.tap.detach()
         self.correction = None
         if self._recorder is not None:
             self._recorder.collect()

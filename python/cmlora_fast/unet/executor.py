@@ -20,7 +20,7 @@ from .layers import LayerHooks, LayerState
 from .patches import frozen
 from .replay import Outputs
 from .rows import Rows, RowTable, pick, segments_of, take
-from .tap import TAP_LEVEL
+from .tap import TAP_LEVEL, AttentionTap
 from .topology import Cut, Topology, freeu_is_on, processors_read_batch
 
 __all__ = ["Executor", "Texts", "all_pairs"]
@@ -70,6 +70,7 @@ class Executor:
     def __init__(self, unet: nn.Module):
         self.unet = unet
         self.store = WeightStore()
+        self.tap = AttentionTap()  # recorded passes know it
         self.graphs: StepGraphs | None = None
         self._kept_graphs: StepGraphs | None = None
         self._state = LayerState()
@@ -165,18 +166,19 @@ class Executor:
         inputs: UNetInputs,
         table: RowTable,
         key: Hashable,
+        compiles: bool,
     ) -> Outputs:
         """``function(inputs)`` for all rows at once, replayed where steps are recorded.
 
         It computes by ``run``, ``run_rows`` or ``run_tapped`` and returns tensors without
-        gradients; ``key`` tells whatever else it depends on.
+        gradients; ``key`` tells whatever else it depends on, ``compiles`` whether it may be compiled.
         """
         with self._mode(), torch.no_grad():
             inputs = self._with_text(inputs)
             if self.graphs is None:
                 return function(inputs)
             self._bound(table)  # from tables on the host: before recording
-            return self.graphs.call(function, inputs, key)
+            return self.graphs.call(function, inputs, key, compiles)
 
     def run(
         self, plain: Plain, inputs: UNetInputs, table: RowTable, cache: FeatureCache | None

@@ -154,7 +154,9 @@ class StepGraphs:
 
     def _kind(self) -> str:
         made = [("compiled", self._compiles), ("recorded", self._recorder.records)]
-        return "steps are " + " and ".join(name for name, done in made if done)
+        apart = self._compiles and not all(it.compiles for it in self._passes.values())
+        which = "steps without gradients" if apart and not self._recorder.records else "steps"
+        return f"{which} are " + " and ".join(name for name, done in made if done)
 
     def run(
         self,
@@ -180,10 +182,18 @@ class StepGraphs:
         return step.outputs[0].clone()
 
     def call(
-        self, function: Callable[[UNetInputs], Outputs], inputs: UNetInputs, key: Hashable
+        self,
+        function: Callable[[UNetInputs], Outputs],
+        inputs: UNetInputs,
+        key: Hashable,
+        compiles: bool = True,
     ) -> Outputs:
-        """What ``function`` gives; all that it does is told by ``key`` and the inputs' shapes."""
+        """What ``function`` gives; all that it does is told by ``key`` and the inputs' shapes.
+
+        ``compiles`` False keeps torch.compile, which takes no gradients inside, away from it.
+        """
         done = self._take((key, shape_of(inputs)), inputs, lambda: function)
+        done.compiles = compiles
         self._compute(done)
         return tuple(None if out is None else out.clone() for out in done.outputs)
 
@@ -208,7 +218,7 @@ class StepGraphs:
     def _record(self, it: Pass) -> None:
         started, verb = time.perf_counter(), "compiling"
         try:
-            if self._compiles:
+            if self._compiles and it.compiles:
                 it.compile()
             verb = "recording"
             it.replay = self._recorder.record(it.compute)

@@ -29,13 +29,15 @@ class Pass:
     Args:
         function: What it computes; without gradients in what it returns.
         inputs: Its arguments, see ``own``.
-        compiled: What torch.compile made of it, if it did.
+        compiles: Whether torch.compile may be asked.
+        compiled: What it made of it, if it was.
         outputs: What it computed last; None: nothing yet.
         replay: Computes it again; None: not recorded yet.
     """
 
     function: Callable[[UNetInputs], Outputs]
     inputs: UNetInputs
+    compiles: bool = True
     compiled: Callable[[UNetInputs], Outputs] | None = None
     outputs: Outputs | None = None
     replay: Function | None = None
