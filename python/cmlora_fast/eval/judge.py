@@ -121,38 +121,48 @@ def judge_all(
     ledger = Ledger(store.folder / "judge.jsonl")
     base = samples[0].candidate
     by_pair = {s.pair: s for s in samples if s.candidate == base}
-    totals: dict[str, dict[str, list[float]]] = {}
-    columns: dict[tuple[str, str], tuple[dict, dict]] = {}
-    tokens, flips = [0, 0], []
+    judged, tokens = [], [0, 0]
     for other in (s for s in samples if s.candidate != base):
         pair = by_pair[other.pair], other
         orders = [_verdict(judge, ledger, store, pair), _verdict(judge, ledger, store, pair[::-1])]
         advance()
         for order in orders:
             tokens = [a + b for a, b in zip(tokens, order["tokens"], strict=True)]
-        seen = [orders[0]["scores"], orders[1]["scores"][::-1]]  # both as (base, other)
-        flips.append(_winner(seen[0]) * _winner(seen[1]) < 0)
-        for axis in judge.axes:
-            means = [fmean(order[image][axis] for order in seen) for image in (0, 1)]
-            for sample, mean in zip(pair, means, strict=True):
-                totals.setdefault(sample.candidate, {}).setdefault(axis, []).append(mean)
-            first, second = columns.setdefault((other.candidate, axis), ({}, {}))
-            first[other.pair], second[other.pair] = means
-    groups = {s.pair: s.pair for s in samples}
-    cost = sum(n * price / 1e6 for n, price in zip(tokens, judge.prices, strict=True))
+        # Both as (base, other).
+        judged.append((other, (orders[0]["scores"], orders[1]["scores"][::-1])))
+    flips = [_winner(one) * _winner(two) < 0 for _, (one, two) in judged]
     return {
         "identity": judge.identity,
+        **_summed(judge.axes, base, judged, tie),
+        "flips": fmean(flips) if flips else None,
+        "tokens": {"question": tokens[0], "answer": tokens[1]},
+        "cost": sum(n * price / 1e6 for n, price in zip(tokens, judge.prices, strict=True)),
+    }
+
+
+def _summed(
+    axes: Sequence[str], base: str, judged: Sequence[tuple[Sample, Any]], tie: float
+) -> dict[str, Any]:
+    """``methods`` and ``comparisons`` of scores averaged over the orders."""
+    totals: dict[str, dict[str, list[float]]] = {}
+    columns: dict[tuple[str, str], tuple[dict, dict]] = {}
+    for other, seen in judged:
+        for axis in axes:
+            means = [fmean(order[image][axis] for order in seen) for image in (0, 1)]
+            for label, mean in zip((base, other.candidate), means, strict=True):
+                totals.setdefault(label, {}).setdefault(axis, []).append(mean)
+            first, second = columns.setdefault((other.candidate, axis), ({}, {}))
+            first[other.pair], second[other.pair] = means
+    groups = {other.pair: other.pair for other, _ in judged}
+    return {
         "methods": {
-            label: {axis: fmean(values) for axis, values in axes.items()}
-            for label, axes in totals.items()
+            label: {axis: fmean(values) for axis, values in found.items()}
+            for label, found in totals.items()
         },
         "comparisons": [
             {"score": axis, "a": base, "b": label, **compare(first, second, groups, tie)}
             for (label, axis), (first, second) in columns.items()
         ],
-        "flips": fmean(flips) if flips else None,
-        "tokens": {"question": tokens[0], "answer": tokens[1]},
-        "cost": cost,
     }
 
 
