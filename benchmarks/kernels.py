@@ -1,6 +1,6 @@
 """Every op against its torch twin and what else a user would write: time, rate and error."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -13,7 +13,6 @@ from .baselines import BASELINES
 from .kernel_cases import CASES
 from .timing import paired_ms
 
-MATMULS = ("attention", "lora_delta_", "lora_fold")  # rated by the machine's GEMM, too
 COPIED = 2**24  # elements: beyond the caches
 GEMM_SIZE = 2048
 
@@ -35,9 +34,12 @@ def machine_rates(dtype: torch.dtype) -> dict[str, float]:
     }
 
 
-def cases(chosen: list[str], dtype: torch.dtype, quick: bool) -> list[tuple[str, str, Callable]]:
+def cases(
+    chosen: Sequence[str], dtype: torch.dtype, quick: bool
+) -> list[tuple[str, str, Callable]]:
     """Op, name and maker of the inputs of every case."""
-    return [(op, name, make) for op in chosen for name, make in CASES[op](dtype, quick)]
+    size = "quick" if quick else "full"
+    return [(op, name, make) for op in chosen for name, make in CASES[op].cases(dtype, size)]
 
 
 def measure(op: str, inputs: tuple, seconds: float, rates: dict[str, float]) -> dict[str, Any]:
@@ -45,7 +47,8 @@ def measure(op: str, inputs: tuple, seconds: float, rates: dict[str, float]) -> 
     ours, twin = getattr(ops, op), getattr(reference, op)
     calls = {"ours": lambda: ours(*inputs), "twin": lambda: twin(*inputs)}
     errors = _errors(op, inputs)  # first: the calls below go on adding to their output
-    moved, flops = work(op, inputs)
+    its = CASES[op]
+    moved = its.moved(*inputs)
     times = paired_ms(calls | BASELINES.get(op, _none)(*inputs), seconds=seconds)
     best = _fastest_unfused(times)
     per_ms = 1e6 * times["ours"].median
@@ -65,7 +68,8 @@ def measure(op: str, inputs: tuple, seconds: float, rates: dict[str, float]) -> 
         row["best_pair"] = best
         row["speedup"]["best pair"] = times[best].median / times["ours"].median
         row["speedup"]["best pair, packed"] = times[best].median / times["packed"].median
-    if op in MATMULS:
+    if its.flops:
+        flops = its.flops(*inputs)
         row["gflop_per_s"] = flops / per_ms
         row["gemm_share"] = flops / per_ms / rates["gemm_gflop_per_s"]
     return row
@@ -79,38 +83,8 @@ def ours_of(name: str) -> str:
 def ran(op: str, tensor: torch.Tensor) -> str:
     """Which version a call takes: instruction set, or that it is handed over to torch."""
     kernels = kernels_for(*tensor.shape[2:]) if op == "radial_amplitude" else ("cpu",)
-    backend = backends.pick(op, tensor, kernels, matmul=op in MATMULS)
+    backend = backends.pick(op, tensor, kernels, matmul=CASES[op].flops is not None)
     return backends.ISAS[backends.isa()] if backend == "cpu" else "handed over to torch"
-
-
-def work(op: str, inputs: tuple) -> tuple[int, int]:
-    """Bytes that the op must move and floating-point operations of its products."""
-    if op == "lora_delta_":
-        y, x, a, b, slots, row_ptr, row_slot, _ = inputs
-        moved, width, rows = 2 * y.nbytes + x.nbytes + a.nbytes + b.nbytes, x.shape[1], None
-    elif op == "lora_fold":
-        w, a, b, slots, row_ptr, row_slot, _ = inputs
-        rows = row_ptr.numel() - 1
-        moved = (1 + rows) * w.nbytes + a.nbytes + b.nbytes
-    elif op == "cache_refresh_":
-        return 2 * inputs[1].nbytes, 0
-    elif op == "combine_":
-        return inputs[0].nbytes + inputs[1].nbytes, 0
-    elif op == "attention":
-        q, k, v, _ = inputs
-        return 2 * q.nbytes + k.nbytes + v.nbytes, 4 * q.numel() * k.shape[1]
-    elif op == "geglu":
-        return inputs[0].nbytes * 3 // 2, 0
-    elif op == "group_norm":
-        return 2 * inputs[0].nbytes, 0
-    elif op in ("im2col", "col2im"):
-        return inputs[0].nbytes + getattr(reference, op)(*inputs).nbytes, 0
-    else:
-        return inputs[0].nbytes, 0
-    ranks = sum((slots[1:] - slots[:-1])[row_slot.long()].tolist())
-    if rows is None:
-        return moved, 2 * width * ranks * (a.shape[1] + b.shape[0])
-    return moved, 2 * ranks * a.shape[1] * b.shape[0]
 
 
 def _errors(op: str, inputs: tuple) -> dict[str, float]:

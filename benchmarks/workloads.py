@@ -1,7 +1,31 @@
-"""Layer shapes of real UNets and adapter mixes, shared by the benchmarks."""
+"""Layer shapes of real UNets, adapter mixes, and what there is to say of an op's cases."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+Cases = Iterator[tuple[str, Callable[[], tuple]]]
+
+
+@dataclass(frozen=True)
+class OpCases:
+    """What an op is measured and tested with.
+
+    Args:
+        cases: Names, and makers of arguments on torch's default device, for an element type and a
+            size: "tiny" is for tests, where one shape divides nothing; "quick" or "full".
+        kernels: Backends that have one.
+        moved: Bytes that a call with these arguments must read and write.
+        flops: Floating-point operations of its matrix products, where it is made of them.
+    """
+
+    cases: Callable[[torch.dtype, str], Cases]
+    kernels: tuple[str, ...]
+    moved: Callable[..., int]
+    flops: Callable[..., int] | None = None
+
 
 # Rows x tokens of a batch, K, N.
 LAYERS = {
@@ -17,6 +41,7 @@ LAYERS = {
 RANKS = (4, 8, 16, 32, 64, 128)
 QUICK_RANKS = (4, 32)
 ADAPTERS = (2, 5, 16)
+TINY_ROWS = [[0, 1, 2], [2], [], [1, 0]]  # one has no adapter
 
 
 def row_table(ranks: list[int], rows: list[list[int]]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -32,3 +57,8 @@ def row_table(ranks: list[int], rows: list[list[int]]) -> tuple[Tensor, Tensor, 
 
 def _offsets(sizes: list[int]) -> Tensor:
     return torch.tensor([0, *sizes]).cumsum(0).to(torch.int32)
+
+
+def both_moved(written: Tensor, read: Tensor, *rest) -> int:
+    """Bytes of an op that reads one tensor and writes another."""
+    return written.nbytes + read.nbytes

@@ -4,6 +4,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+BLOCK = 1024
+BUILDS = [{"BLOCK": BLOCK}]  # all constants of a launch
+
 
 @triton.jit
 def _cache_refresh_kernel(
@@ -36,7 +39,6 @@ def cache_refresh_(cache: Tensor, fresh: Tensor, rows: Tensor) -> None:
     R, C, H, W = fresh.shape
     if not fresh.numel():
         return
-    BLOCK = 1024
     _cache_refresh_kernel[(triton.cdiv(C * H * W, BLOCK), R)](
         cache, fresh, rows, C, H, W, *cache.stride()[:3], *fresh.stride()[:3], BLOCK
     )

@@ -4,6 +4,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+BLOCK = 1024
+BUILDS = [  # all constants of a launch
+    {"PER_PIXEL": per_pixel, "GUIDED": guided, "BLOCK": BLOCK}
+    for per_pixel in (False, True)
+    for guided in (False, True)
+]
+
 
 @triton.jit
 def _weighted_sum(noise, j_stride, weights, w_stride, mask, J, BLOCK: tl.constexpr):
@@ -63,7 +70,6 @@ def combine_(
         return
     guided = guidance_scale is not None
     out_strides = (0, *out.stride()[:3]) if guided else out.stride()[:4]
-    BLOCK = 1024
     _combine_kernel[(triton.cdiv(C * H * W, BLOCK), B, 1 if guided else G)](
         out, noise, weights, guidance_scale if guided else 0.0, J, B, C, H, W,
         *out_strides, *noise.stride()[:5], weights.dim() == 4, guided, BLOCK,

@@ -1,6 +1,7 @@
 """Cases of the GPU benchmark: the ops, what torch and PEFT do instead, and bytes that must move."""
 
 import functools
+import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -8,6 +9,7 @@ import torch
 from cmlora_fast import ops
 from cmlora_fast.ops import reference
 
+from ..kernel_cases import CASES
 from ..workloads import row_table
 
 LAYERS = {  # tokens of a row, features
@@ -42,12 +44,12 @@ def cases(device: torch.device, small: bool = False) -> Iterator[Case]:
     ranks = (8,) if small else RANKS
     for layer, (tokens, d) in layers.items():
         yield from (_lora(layer, tokens, d, rank, device) for rank in ranks)
-    sizes = (16,) if small else (64, 128)
-    for size in sizes:
-        yield _radial(size, device)
-        yield _refresh(64 if small else 640, size, device)
-        yield _combine(size, device)
-    yield _tap(*(4, 32) if small else (256, 1280), device)
+    for op, its in CASES.items():
+        if "cuda" not in its.kernels or op == "lora_delta_":
+            continue
+        made = its.cases(torch.bfloat16, "tiny" if small else "quick")
+        for name, make in itertools.islice(made, 1 if small else None):
+            yield _case(op, name, make, device)
 
 
 def _lora(layer: str, tokens: int, d: int, rank: int, device: torch.device) -> Case:
@@ -87,55 +89,15 @@ def backend_of(variant: str) -> str | None:
     return next((name for name in ("cuda", "triton") if variant.startswith(name)), None)
 
 
-def _variants(name: str, make_inputs: Callable[[], tuple]) -> Callable:
+def _case(op: str, name: str, make_inputs: Callable[[], tuple], device: torch.device) -> Case:
+    """An op beside its twin."""
+
+    def inputs() -> tuple:
+        with torch.device(device):
+            return make_inputs()
+
     def make(variant: str) -> Callable[[], object]:
-        inputs = make_inputs()
-        module = reference if variant == "torch" else ops
-        return functools.partial(getattr(module, name), *inputs)
+        return functools.partial(getattr(reference if variant == "torch" else ops, op), *inputs())
 
-    return make
-
-
-def _radial(size: int, device: torch.device) -> Case:
-    make = _variants("radial_amplitude", lambda: (torch.randn(1, 4, size, size, device=device),))
-    return Case("radial_amplitude", f"{size}x{size}", ("cuda", "torch"), make, 4 * 4 * size**2)
-
-
-def _refresh(channels: int, size: int, device: torch.device) -> Case:
-    kind = {"device": device, "dtype": torch.bfloat16}
-
-    def inputs():
-        buffer = torch.zeros(PARTS * ADAPTERS, channels * 3 // 2, size, size, **kind)
-        fresh = torch.randn(PARTS, channels, size, size, **kind)
-        return buffer[:, :channels], fresh, torch.tensor([1, 6], dtype=torch.int32, device=device)
-
-    moved = 2 * PARTS * channels * size**2 * 2
-    variants = ("cuda", "triton", "torch")
-    make = _variants("cache_refresh_", inputs)
-    return Case("cache_refresh_", f"2 x {channels} x {size}x{size}", variants, make, moved)
-
-
-def _tap(queries: int, features: int, device: torch.device) -> Case:
-    """CLoRA with two concepts: three rows, four tracked tokens, a layer of SD 1.5 at 16x16."""
-    kind = {"device": device, "dtype": torch.bfloat16}
-    rows, keys, tracked = 3 * PARTS, 77, 4
-
-    def inputs():
-        q, k = (torch.randn(rows, n, features, **kind) for n in (queries, keys))
-        return q, k, torch.tensor([2, 3, 5, 6], dtype=torch.int32, device=device), 8
-
-    moved = rows * ((queries + keys) * features * 2 + queries * tracked * 4)
-    name = f"{rows} rows, {queries} queries, {features} features"
-    return Case("attention_tap", name, ("cuda", "torch"), _variants("attention_tap", inputs), moved)
-
-
-def _combine(size: int, device: torch.device) -> Case:
-    def inputs():
-        noise = torch.randn(PARTS, ADAPTERS, 1, 4, size, size, device=device).bfloat16()
-        return noise[0, 0].clone(), noise, torch.rand(ADAPTERS, 1, device=device), 7.5
-
-    moved = (PARTS * ADAPTERS + 1) * 4 * size**2 * 2
-    variants = ("cuda", "triton", "torch")
-    return Case(
-        "combine_", f"5 rows, {size}x{size}", variants, _variants("combine_", inputs), moved
-    )
+    variants = (*(kernel for kernel in CASES[op].kernels if kernel != "cpu"), "torch")
+    return Case(op, name, variants, make, CASES[op].moved(*inputs()))

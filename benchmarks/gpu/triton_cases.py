@@ -1,15 +1,22 @@
 """The Triton kernels as they are launched: block sizes of every tuning table, types and strides."""
 
-from cmlora_fast.triton_kernels import cache_refresh, combine, lora_delta, lora_linear, tuning
+import importlib
+import pkgutil
+
+from cmlora_fast import triton_kernels
+from cmlora_fast.triton_kernels import tuning
 from triton.compiler import ASTSource
 
 ELEMENTS = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
 RANKS = (16, 32, 64)  # BLOCK_R
+MODULES = {
+    found.name: importlib.import_module(f"{triton_kernels.__name__}.{found.name}")
+    for found in pkgutil.iter_modules(triton_kernels.__path__)
+}
 KERNELS = {
-    "lora_delta": lora_delta._lora_delta_kernel,
-    "lora_linear": lora_linear._lora_linear_kernel,
-    "cache_refresh": cache_refresh._cache_refresh_kernel,
-    "combine": combine._combine_kernel,
+    name: kernel
+    for name, module in MODULES.items()
+    if (kernel := getattr(module, f"_{name}_kernel", None))
 }
 INTEGERS = ("slots_ptr", "row_ptr_ptr", "row_slot_ptr", "rows_ptr")
 FLOATS = ("row_scale_ptr", "weights_ptr")
@@ -27,10 +34,9 @@ def cases(quick: bool = False):
             for dtype in dtypes:
                 mine = [row for row in rows if row["op"] == op and dtype in row["dtypes"]]
                 seen += _reachable(op.rstrip("_"), dtype, mine, ranks)
-    seen += [("cache_refresh", dtype, 0, {"BLOCK": 1024}) for dtype in dtypes]
-    seen += [
-        ("combine", dtype, 0, {"GUIDED": g, "BLOCK": 1024}) for dtype in dtypes for g in (0, 1)
-    ]
+    for name in KERNELS:
+        built = getattr(MODULES[name], "BUILDS", ())  # those without have tables
+        seen += [(name, dtype, 0, config) for dtype in dtypes for config in built]
     return [case for index, case in enumerate(seen) if case not in seen[:index]]
 
 
@@ -50,7 +56,7 @@ def name_of(case):
     text = f"{module}, {dtype}, {sizes}"
     if rank:
         text += f", rank {rank}, {config['num_warps']} warps, {config['num_stages']} stages"
-    return f"{text}, guided" if config.get("GUIDED") else text
+    return ", ".join([text, *(key.lower() for key in ("GUIDED", "PER_PIXEL") if config.get(key))])
 
 
 def source_of(module, dtype, rank, config):

@@ -2,7 +2,7 @@ import json
 
 import pytest
 import torch
-from cmlora_fast.benchmarks import baselines, kernel_cases, kernels
+from cmlora_fast.benchmarks import baselines, kernel_cases
 from cmlora_fast.ops import reference
 
 ROWS = {"one": [[0]], "all on every row": [[0, 1, 2]], "each its own": [[0], [2], [1]]}
@@ -10,7 +10,7 @@ ROWS = {"one": [[0]], "all on every row": [[0, 1, 2]], "each its own": [[0], [2]
 
 @pytest.mark.parametrize("rows", ROWS.values(), ids=ROWS.keys())
 def test_every_lora_baseline_computes_the_op(rows):
-    y, *rest = kernel_cases.lora_inputs(rows, 9, 24, 40, [8] * 3, torch.float32)
+    y, *rest = kernel_cases.lora.lora_inputs(rows, 9, 24, 40, [8] * 3, torch.float32)
     expected = y.clone()
     reference.lora_delta_(expected, *rest)
     calls = baselines.lora_delta_calls(y, *rest)
@@ -35,9 +35,13 @@ def test_numpy_baseline_computes_the_op():
 
 @pytest.mark.parametrize("op", kernel_cases.CASES)
 def test_work_is_that_of_the_formula(op):
-    name, make = next(kernel_cases.CASES[op](torch.float32, True))
-    moved, flops = kernels.work(op, make())
-    assert moved > 0 and (flops > 0) == (op in kernels.MATMULS), name
+    its = kernel_cases.CASES[op]
+    name, make = next(its.cases(torch.float32, "quick"))
+    inputs = make()
+    moved, flops = its.moved(*inputs), its.flops and its.flops(*inputs)
+    assert moved > 0 and (flops is None or flops > 0), name
+    products = ("attention", "lora_delta_", "lora_fold", "lora_linear")
+    assert (flops is not None) == (op in products)
     if op == "lora_delta_":  # 8192 tokens, 320 to 320, rank 4
         assert flops == 2 * 8192 * 4 * 640
         assert moved == 4 * (3 * 8192 * 320 + 2 * 4 * 320)
@@ -64,6 +68,12 @@ def test_document_holds_machine_and_what_ran(cmlora, tmp_path):
     added = json.loads(path.read_text())
     assert added["arguments"]["op"] == ["radial_amplitude", "combine_", "cache_refresh_"]
     assert added["results"][0] in first["results"] and added["rates"] == first["rates"]
+
+
+def test_an_unknown_op_is_one_line(cmlora):
+    code, out, err = cmlora("bench", "kernels", "--op", "add_")
+    assert code != 0 and not out
+    assert "--op: expected names of attention, geglu" in err and "got add_" in err
 
 
 def test_an_unknown_instruction_set_is_one_line(cmlora):

@@ -16,6 +16,8 @@ from cmlora_fast import _C, ops
 from cmlora_fast.ops import backends
 from torch import Tensor
 
+from .op_checks import written
+
 MARGIN = 64  # elements
 
 
@@ -50,10 +52,9 @@ class HostCuda:
 
     def __getattr__(self, name: str) -> Callable:
         op = getattr(ops, name)
-        written = [a.alias_info is not None for a in op.op._opoverload._schema.arguments]
 
         def call(*given, **options):
-            kept = zip(given, written[: len(given)], strict=True)
+            kept = zip(given, written(op), strict=False)  # defaults are left out
             given = [guarded(g) if torch.is_tensor(g) and not w else g for g, w in kept]
             before = self._launches
             result = op(*given, **options)

@@ -1,6 +1,6 @@
 """Inputs and judgement shared by the tests of the ops."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -93,6 +93,11 @@ def _root_mean_square(values: Tensor) -> Tensor:
 
 def _largest(values: Tensor) -> Tensor:
     return values.abs().max()
+
+
+def written(op: Callable) -> list[bool]:
+    """Which of an op's arguments it writes to."""
+    return [a.alias_info is not None for a in op.op._opoverload._schema.arguments]
 
 
 def with_serial_pool(call):

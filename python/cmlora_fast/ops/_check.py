@@ -6,7 +6,6 @@ import torch
 from torch import Tensor
 
 from .. import _C
-from .tensors import is_real
 
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # order of csrc/common/dtype.h
 
@@ -78,6 +77,11 @@ def check_row_table(
     return table
 
 
+def addressed(*tensors: Tensor) -> list:
+    """What most kernels are told of tensors: address and strides of each."""
+    return [told for tensor in tensors for told in (tensor.data_ptr(), tensor.stride())]
+
+
 def last_contiguous(*tensors: Tensor) -> bool:
     return all(tensor.shape[-1] <= 1 or tensor.stride(-1) == 1 for tensor in tensors)
 
@@ -87,23 +91,6 @@ def overlaps_itself(tensor: Tensor) -> bool:
     return 0 in tensor.stride() and any(
         tensor.shape[dim] > 1 and tensor.stride(dim) == 0 for dim in range(tensor.dim())
     )
-
-
-def check_predictions(op: str, out: Tensor, noise: Tensor, guidance_scale: float | None) -> None:
-    """``out`` holds a sum over the rows of ``noise`` [G, J, B, C, H, W], guided or per part."""
-    guided = guidance_scale is not None
-    if guided and not is_real(guidance_scale):
-        raise TypeError(
-            f"{op}: expected guidance_scale as a finite number or None; got {guidance_scale!r}"
-        )
-    if guided and noise.shape[0] != 2:
-        raise shape_error(op, "two guidance parts, noise [2, J, B, C, H, W], to guide", noise)
-    expected = noise.shape[2:] if guided else (noise.shape[0], *noise.shape[2:])
-    if out.shape != expected:
-        form = "[B, C, H, W]" if guided else "[G, B, C, H, W]"
-        raise shape_error(op, f"out {form} for noise [G, J, B, C, H, W]", out, noise)
-    if not last_contiguous(out, noise) or overlaps_itself(out):
-        raise shape_error(op, "out and noise contiguous in W, out without overlap", out, noise)
 
 
 def check_no_grad(op: str, instead: str, *tensors: Tensor) -> None:

@@ -63,20 +63,10 @@ def _forward(
 def _arguments(
     out: Tensor, lse: Tensor | None, q: Tensor, k: Tensor, v: Tensor, heads: int, scale: float
 ) -> tuple:
-    return (
-        out.data_ptr(),
-        0 if lse is None else lse.data_ptr(),
-        q.data_ptr(),
-        q.stride()[:2],
-        k.data_ptr(),
-        k.stride()[:2],
-        v.data_ptr(),
-        v.stride()[:2],
-        (*q.shape[:2], k.shape[1], heads, q.shape[2] // heads),
-        scale,
-        DTYPES[q.dtype],
-        isa(),
-    )
+    results = out.data_ptr(), 0 if lse is None else lse.data_ptr()
+    inputs = (told for x in (q, k, v) for told in (x.data_ptr(), x.stride()[:2]))
+    sizes = *q.shape[:2], k.shape[1], heads, q.shape[2] // heads
+    return *results, *inputs, sizes, scale, DTYPES[q.dtype], isa()
 
 
 class _Attention(torch.autograd.Function):

@@ -72,20 +72,10 @@ def _launch(
 ) -> None:
     """``outputs``: addresses of the maps, of their gradient and of that of q; 0 for none."""
     rows, queries, features = q.shape
-    launch(
-        kernel,
-        "cuda",
-        q,
-        *outputs,
-        q.data_ptr(),
-        k.data_ptr(),
-        columns.data_ptr(),
-        (rows, queries, k.shape[1], heads, features // heads, columns.numel()),
-        q.stride()[:2],
-        k.stride()[:2],
-        scale,
-        DTYPES[q.dtype],
-    )
+    addresses = *outputs, q.data_ptr(), k.data_ptr(), columns.data_ptr()
+    sizes = rows, queries, k.shape[1], heads, features // heads, columns.numel()
+    strides = q.stride()[:2], k.stride()[:2]
+    launch(kernel, "cuda", q, *addresses, sizes, *strides, scale, DTYPES[q.dtype])
 
 
 class _AttentionTap(torch.autograd.Function):

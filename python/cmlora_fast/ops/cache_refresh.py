@@ -44,19 +44,9 @@ def cache_refresh_(cache: Tensor, fresh: Tensor, rows: Tensor) -> None:
         _C.check_rows(rows.data_ptr(), rows.numel(), cache.shape[0])
     backend = pick(op, cache, ("cpu", "cuda", "triton"))
     if backend in ("cpu", "cuda"):
-        launch(
-            "cache_refresh",
-            backend,
-            cache,
-            cache.data_ptr(),
-            cache.shape,
-            cache.stride(),
-            fresh.data_ptr(),
-            fresh.stride(),
-            rows.data_ptr(),
-            rows.numel(),
-            cache.element_size(),
-        )
+        kept = cache.data_ptr(), cache.shape, cache.stride()
+        rest = rows.data_ptr(), rows.numel(), cache.element_size()
+        launch("cache_refresh", backend, cache, *kept, fresh.data_ptr(), fresh.stride(), *rest)
         wrote(cache)
     elif backend == "triton":
         from ..triton_kernels.cache_refresh import cache_refresh_ as kernel

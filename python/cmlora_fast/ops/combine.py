@@ -8,13 +8,15 @@ from ._check import (
     DTYPES,
     check_floats,
     check_no_grad,
-    check_predictions,
     check_table,
+    last_contiguous,
+    overlaps_itself,
     shape_error,
     wrote,
 )
 from ._register import register
 from .backends import launch, pick
+from .tensors import is_real
 
 
 def _check(
@@ -26,7 +28,19 @@ def _check(
     if noise.dim() != 6 or weights.shape != (*noise.shape[1:3], *pixels):
         expected = "noise [G, J, B, C, H, W], weights [J, B] or [J, B, H, W]"
         raise shape_error(op, expected, noise, weights)
-    check_predictions(op, out, noise, guidance_scale)
+    parts, form = noise.shape[:1], "[G, B, C, H, W]"
+    if guidance_scale is not None:
+        parts, form = (), "[B, C, H, W]"
+        if not is_real(guidance_scale):
+            raise TypeError(
+                f"{op}: expected guidance_scale as a finite number or None; got {guidance_scale!r}"
+            )
+        if noise.shape[0] != 2:
+            raise shape_error(op, "two guidance parts, noise [2, J, B, C, H, W], to guide", noise)
+    if out.shape != (*parts, *noise.shape[2:]):
+        raise shape_error(op, f"out {form} for noise [G, J, B, C, H, W]", out, noise)
+    if not last_contiguous(out, noise) or overlaps_itself(out):
+        raise shape_error(op, "out and noise contiguous in W, out without overlap", out, noise)
     check_no_grad(op, "use torch.no_grad()", out, noise, weights)
 
 
@@ -55,20 +69,9 @@ def combine_(
 
         kernel(out, noise, weights, guidance_scale)
         return wrote(out)
-    strides = out.stride() if guided else out.stride()[1:]
-    launch(
-        "combine",
-        backend,
-        out,
-        out.data_ptr(),
-        (0 if guided else out.stride(0), *strides[:3]),
-        noise.data_ptr(),
-        noise.shape,
-        noise.stride(),
-        weights.data_ptr(),
-        weights.dim() == 4,
-        guided,
-        guidance_scale if guided else 0.0,
-        DTYPES[out.dtype],
-    )
+    strides = (0, *out.stride()[:3]) if guided else out.stride()[:4]
+    rows = noise.data_ptr(), noise.shape, noise.stride()
+    shares, guide = (weights.data_ptr(), weights.dim() == 4), (guided, guidance_scale or 0.0)
+    kind = DTYPES[out.dtype]
+    launch("combine", backend, out, out.data_ptr(), strides, *rows, *shares, *guide, kind)
     wrote(out)

@@ -55,16 +55,7 @@ def contrastive_loss(
     if not kernel or not maps.is_contiguous() or not _C.cuda.contrastive_loss_fits(S, K):
         return reference.contrastive_loss(maps.detach(), index, labels, temperature)
     loss, gradient = _fake(maps, index, labels)
-    launch(
-        "contrastive_loss",
-        "cuda",
-        maps,
-        loss.data_ptr(),
-        gradient.data_ptr(),
-        maps.data_ptr(),
-        index.data_ptr(),
-        labels.data_ptr(),
-        (S, maps.shape[1], maps.shape[2] * maps.shape[3], K),
-        temperature,
-    )
+    addresses = (tensor.data_ptr() for tensor in (loss, gradient, maps, index, labels))
+    sizes = S, maps.shape[1], maps.shape[2] * maps.shape[3], K
+    launch("contrastive_loss", "cuda", maps, *addresses, sizes, temperature)
     return loss, gradient

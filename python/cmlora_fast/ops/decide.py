@@ -65,18 +65,9 @@ def decide_(
     if pick(op, early, ("cuda",)) == "torch":
         rest = (reading, shares, places, threshold, latch, nan_early)
         return reference.decide_(early, weights, deep, *rest)
-    launch(
-        "decide",
-        "cuda",
-        early,
-        early.data_ptr(),
-        weights.data_ptr(),
-        deep.data_ptr(),
-        0 if reading is None else reading.data_ptr(),
-        shares.data_ptr(),
-        places.data_ptr(),
-        (early.numel(), *weights.shape[:1], places.shape[1], weights.shape[1]),
-        threshold,
-        latch,
-        nan_early,
-    )
+    addresses = [
+        0 if tensor is None else tensor.data_ptr()
+        for tensor in (early, weights, deep, reading, shares, places)
+    ]
+    sizes = early.numel(), weights.shape[0], places.shape[1], weights.shape[1]
+    launch("decide", "cuda", early, *addresses, sizes, threshold, latch, nan_early)

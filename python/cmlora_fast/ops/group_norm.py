@@ -59,17 +59,8 @@ def group_norm(
     if pick(op, x, ("cpu",)) == "torch":
         return reference.group_norm(x, groups, weight, bias, shift, eps, silu)
     out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-    _C.group_norm(
-        out.data_ptr(),
-        x.data_ptr(),
-        0 if shift is None else shift.data_ptr(),
-        weight.data_ptr(),
-        bias.data_ptr(),
-        (*x.shape, groups),
-        x.stride()[:2],
-        eps,
-        silu,
-        DTYPES[x.dtype],
-        isa(),
-    )
+    added = 0 if shift is None else shift.data_ptr()
+    addresses = out.data_ptr(), x.data_ptr(), added, weight.data_ptr(), bias.data_ptr()
+    kind = eps, silu, DTYPES[x.dtype], isa()
+    _C.group_norm(*addresses, (*x.shape, groups), x.stride()[:2], *kind)
     return out

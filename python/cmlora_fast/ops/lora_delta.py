@@ -7,6 +7,7 @@ from .. import _C
 from . import reference
 from ._check import (
     DTYPES,
+    addressed,
     check_floats,
     check_no_grad,
     check_row_table,
@@ -40,8 +41,7 @@ def _operands(y: Tensor, x: Tensor) -> tuple:
 
 
 def _run(backend: str, y: Tensor, x: Tensor, a: Tensor, b: Tensor, table: "_C.RowTable") -> None:
-    slabs = a.data_ptr(), a.stride(), b.data_ptr(), b.stride()
-    launch("lora_delta", backend, y, table, *_operands(y, x), *slabs, DTYPES[y.dtype])
+    launch("lora_delta", backend, y, table, *_operands(y, x), *addressed(a, b), DTYPES[y.dtype])
 
 
 @register(mutates_args=("y",))

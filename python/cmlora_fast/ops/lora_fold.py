@@ -3,7 +3,7 @@
 from torch import Tensor
 
 from . import reference
-from ._check import DTYPES, check_floats, check_row_table, last_contiguous, shape_error
+from ._check import DTYPES, addressed, check_floats, check_row_table, last_contiguous, shape_error
 from ._register import register
 from .backends import launch, pick
 
@@ -48,19 +48,6 @@ def lora_fold(
     if backend == "torch":
         return reference.lora_fold(w.detach(), a.detach(), b.detach(), *tables)
     folded = w.new_empty(row_ptr.shape[0] - 1, *w.shape)
-    launch(
-        "lora_fold",
-        backend,
-        w,
-        table,
-        folded.data_ptr(),
-        w.data_ptr(),
-        w.shape,
-        w.stride(),
-        a.data_ptr(),
-        a.stride(),
-        b.data_ptr(),
-        b.stride(),
-        DTYPES[w.dtype],
-    )
+    base, slabs = (w.data_ptr(), w.shape, w.stride()), addressed(a, b)
+    launch("lora_fold", backend, w, table, folded.data_ptr(), *base, *slabs, DTYPES[w.dtype])
     return folded

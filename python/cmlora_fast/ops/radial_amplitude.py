@@ -76,18 +76,8 @@ def radial_amplitude(
         # Images too large for a block's shared memory; the caller's stream keeps it alive.
         floats = _C.cuda.radial_scratch(*latents.shape[2:], latents.get_device())
         scratch = mean.new_empty(latents.shape[0] * floats)
-    launch(
-        "radial_amplitude",
-        backend,
-        latents,
-        mean.data_ptr(),
-        profile.data_ptr(),
-        latents.data_ptr(),
-        latents.shape,
-        latents.stride(),
-        scratch.data_ptr(),
-        min(reference.first_bin(*latents.shape[2:], cutoff), profile.shape[1]),
-        bool(log),
-        DTYPES[latents.dtype],
-    )
+    image = latents.data_ptr(), latents.shape, latents.stride()
+    first = min(reference.first_bin(*latents.shape[2:], cutoff), profile.shape[1])
+    rest = scratch.data_ptr(), first, bool(log), DTYPES[latents.dtype]
+    launch("radial_amplitude", backend, latents, mean.data_ptr(), profile.data_ptr(), *image, *rest)
     return mean, profile

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ COLUMNS = ["case", "ran", "µs [quartiles]", "GB/s (copy)", "GFLOP/s (GEMM)", "t
 
 
 def run(
-    chosen: list[str],
+    chosen: Sequence[str],
     dtype: str,
     isa: str | None,
     seconds: float,
@@ -35,7 +36,7 @@ def run(
     torch.manual_seed(0)
     kind = getattr(torch, dtype)
     listed = kernels.cases(chosen, kind, quick)
-    arguments = {"op": chosen, "dtype": dtype, "isa": isa, "seconds": seconds, "quick": quick}
+    arguments = {"op": list(chosen), "dtype": dtype, "isa": isa, "seconds": seconds, "quick": quick}
     report = document("bench kernels", arguments, **provenance())
     path = None if out is None else place(report, out, "kernels")
     before = None if path is None else earlier_part(report, path)

@@ -1,4 +1,7 @@
-"""Twins of the ops that apply or fold low-rank adapters."""
+"""Twins of the ops that apply or fold low-rank adapters.
+
+``table``: slots, row_ptr, row_slot, row_scale.
+"""
 
 import itertools
 
@@ -15,18 +18,9 @@ __all__ = [
 ]
 
 
-def lora_delta_(
-    y: Tensor,
-    x: Tensor,
-    a: Tensor,
-    b: Tensor,
-    slots: Tensor,
-    row_ptr: Tensor,
-    row_slot: Tensor,
-    row_scale: Tensor,
-) -> None:
+def lora_delta_(y: Tensor, x: Tensor, a: Tensor, b: Tensor, *table: Tensor) -> None:
     dtype = accumulator(y.dtype)
-    for row, segments in enumerate(_segments(slots, row_ptr, row_slot, row_scale)):
+    for row, segments in enumerate(_segments(*table)):
         if not segments:
             continue
         total, x_row = y[row].to(dtype), x[row].to(dtype)  # y[row] itself in float32
@@ -37,18 +31,10 @@ def lora_delta_(
             y[row].copy_(total)
 
 
-def lora_delta(
-    x: Tensor,
-    a: Tensor,
-    b: Tensor,
-    slots: Tensor,
-    row_ptr: Tensor,
-    row_slot: Tensor,
-    row_scale: Tensor,
-) -> Tensor:
+def lora_delta(x: Tensor, a: Tensor, b: Tensor, *table: Tensor) -> Tensor:
     dtype = accumulator(x.dtype)
     deltas = []
-    for row, segments in enumerate(_segments(slots, row_ptr, row_slot, row_scale)):
+    for row, segments in enumerate(_segments(*table)):
         x_row = x[row].to(dtype)
         total = x_row.new_zeros(x.shape[1], b.shape[0])
         for first, last, scale in segments:
@@ -58,18 +44,10 @@ def lora_delta(
     return torch.stack(deltas) if deltas else x.new_zeros(0, x.shape[1], b.shape[0])
 
 
-def lora_fold(
-    w: Tensor,
-    a: Tensor,
-    b: Tensor,
-    slots: Tensor,
-    row_ptr: Tensor,
-    row_slot: Tensor,
-    row_scale: Tensor,
-) -> Tensor:
+def lora_fold(w: Tensor, a: Tensor, b: Tensor, *table: Tensor) -> Tensor:
     dtype = accumulator(w.dtype)
-    folded = w.new_empty(row_ptr.numel() - 1, *w.shape)
-    for row, segments in enumerate(_segments(slots, row_ptr, row_slot, row_scale)):
+    folded = w.new_empty(table[1].numel() - 1, *w.shape)
+    for row, segments in enumerate(_segments(*table)):
         total = w.to(dtype, copy=True)
         for first, last, scale in segments:
             total.addmm_(b[:, first:last].to(dtype), a[first:last].to(dtype), alpha=scale)
@@ -78,21 +56,13 @@ def lora_fold(
 
 
 def lora_linear(
-    x: Tensor,
-    w: Tensor,
-    bias: Tensor | None,
-    a: Tensor,
-    b: Tensor,
-    slots: Tensor,
-    row_ptr: Tensor,
-    row_slot: Tensor,
-    row_scale: Tensor,
+    x: Tensor, w: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, *table: Tensor
 ) -> Tensor:
     dtype = accumulator(x.dtype)
     base = torch.nn.functional.linear(
         x.to(dtype), w.to(dtype), None if bias is None else bias.to(dtype)
     )
-    lora_delta_(base, x.to(dtype), a.to(dtype), b.to(dtype), slots, row_ptr, row_slot, row_scale)
+    lora_delta_(base, x.to(dtype), a.to(dtype), b.to(dtype), *table)
     return base.to(x.dtype)
 
 
