@@ -46,7 +46,6 @@ def combine_cases(dtype: torch.dtype, size: str) -> Cases:
             (2, rows, images, 4, side, side),
         )
         yield name, partial(combine_inputs, shape, False, 7.5, dtype)
-    yield f"{name}, per pixel", partial(combine_inputs, shape, True, 7.5, dtype)
 
 
 def combine_inputs(shape, per_pixel, scale, dtype) -> tuple:

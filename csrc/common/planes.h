@@ -18,12 +18,4 @@ inline Runs find_runs(int64_t C, int64_t H, int64_t W, const int64_t p[2], const
   return {C * H * W, 1, 1};
 }
 
-// The same without runs across channels.
-inline Runs find_plane_runs(int64_t C, int64_t H, int64_t W, const int64_t p[2],
-                            const int64_t q[2]) {
-  Runs runs = find_runs(1, H, W, p, q);
-  runs.outer = C;
-  return runs;
-}
-
 }  // namespace cmlora

@@ -11,9 +11,7 @@ namespace cmlora::cpu {
 void combine(const Combine& op, int isa) {
   const Kernels& kernels = kernels_of(isa);
   const int64_t *to_stride = op.out_strides, *from_stride = op.noise_strides;
-  const auto find = op.per_pixel ? find_plane_runs : find_runs;  // all channels have one's weights
-  const Runs runs = find(op.C, op.H, op.W, to_stride + 2, from_stride + 3);
-  const int64_t pixels = op.per_pixel ? op.H * op.W : 1;
+  const Runs runs = find_runs(op.C, op.H, op.W, to_stride + 2, from_stride + 3);
   const int64_t parts = op.guided ? 1 : op.G;  // of the output
   const int64_t sources = op.guided ? 2 * op.J : op.J;
   const int64_t per_image = runs.outer * runs.inner;
@@ -32,8 +30,7 @@ void combine(const Combine& op, int isa) {
       }
       const int64_t to = g * to_stride[0] + b * to_stride[1] + c * to_stride[2] + h * to_stride[3];
       kernels.combine[int(op.dtype)]({static_cast<char*>(op.out) + to * size, noise.data(),
-                                      op.weights + b * pixels + (op.per_pixel ? h * op.W : 0),
-                                      op.B * pixels, op.J, runs.length, op.per_pixel, op.guided,
+                                      op.weights + b, op.B, op.J, runs.length, op.guided,
                                       op.guidance_scale});
     }
   });

@@ -10,35 +10,34 @@ namespace cmlora::cpu {
 struct CombineRun {
   void* out;
   const void* const* noise;  // [J], guided [2, J]
-  const float* weights;      // [J], per pixel [J, count], weight_stride apart
+  const float* weights;      // [J], weight_stride apart
   int64_t weight_stride;
   int64_t J;
   int64_t count;
-  bool per_pixel;
   bool guided;
   float guidance_scale;
 };
 
 // One vector at `offset` of the weighted sum over J.
-template <typename Simd, typename T, bool per_pixel>
+template <typename Simd, typename T>
 typename Simd::Reg weighted_sum(const CombineRun& run, const void* const* noise, int64_t offset) {
   auto sum = Simd::set(0.0f);
   const float* weight = run.weights;
   for (int64_t j = 0; j < run.J; ++j, weight += run.weight_stride) {
     const auto value = Simd::load(static_cast<const T*>(noise[j]) + offset);
-    sum = Simd::fma(per_pixel ? Simd::load(weight + offset) : Simd::set(*weight), value, sum);
+    sum = Simd::fma(Simd::set(*weight), value, sum);
   }
   return sum;
 }
 
-template <typename Simd, typename T, bool per_pixel>
-void combine_run(const CombineRun& run) {
+template <typename Simd, typename T>
+void combine(const CombineRun& run) {
   T* out = static_cast<T*>(run.out);
   int64_t i = 0;
   for (; i + Simd::kWidth <= run.count; i += Simd::kWidth) {
-    auto sum = weighted_sum<Simd, T, per_pixel>(run, run.noise, i);
+    auto sum = weighted_sum<Simd, T>(run, run.noise, i);
     if (run.guided) {
-      const auto other = weighted_sum<Simd, T, per_pixel>(run, run.noise + run.J, i);
+      const auto other = weighted_sum<Simd, T>(run, run.noise + run.J, i);
       sum = Simd::fma(Simd::set(run.guidance_scale), Simd::sub(other, sum), sum);
     }
     Simd::store(out + i, sum);
@@ -48,18 +47,13 @@ void combine_run(const CombineRun& run) {
     for (int part = 0; part < (run.guided ? 2 : 1); ++part) {
       for (int64_t j = 0; j < run.J; ++j) {
         const T* from = static_cast<const T*>(run.noise[part * run.J + j]);
-        const float weight = run.weights[j * run.weight_stride + (per_pixel ? i : 0)];
+        const float weight = run.weights[j * run.weight_stride];
         sums[part] += weight * to_float(from[i]);
       }
     }
     const float guided = sums[0] + run.guidance_scale * (sums[1] - sums[0]);
     from_float(run.guided ? guided : sums[0], out + i);
   }
-}
-
-template <typename Simd, typename T>
-void combine(const CombineRun& run) {
-  run.per_pixel ? combine_run<Simd, T, true>(run) : combine_run<Simd, T, false>(run);
 }
 
 }  // namespace cmlora::cpu

@@ -56,7 +56,6 @@ class Contrast:
         method: The method.
         rows: Its rows, the base row first.
         executor: Prepared with one subset and one prompt per row.
-        tap: Attached to the executor's UNet.
         steps: T.
         record: Track all tokens rather than those that the rows name.
         sample: The first one that the UNet gets.

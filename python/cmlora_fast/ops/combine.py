@@ -50,7 +50,8 @@ def combine_(
 ) -> None:
     """``out[g] = Σ_j weights[j] · noise[g, j]``; with a number s, ``out₀ + s · (out₁ - out₀)``
 
-    Accumulates in float32 and rounds once. Overwrites ``out``, which must not overlap ``noise``.
+    Accumulates in float32 and rounds once. Overwrites ``out``, which must not overlap ``noise``. By
+    pixel a CPU runs the torch twin.
 
     Args:
         out: [G, B, C, H, W], guided [B, C, H, W]; last dimension contiguous.

@@ -171,7 +171,8 @@ class Executor:
         """``function(inputs)`` for all rows at once, replayed where steps are recorded.
 
         It computes by ``run``, ``run_rows`` or ``run_tapped`` and returns tensors without
-        gradients; ``key`` tells whatever else it depends on, ``compiles`` whether it may be compiled.
+        gradients; ``key`` tells whatever else it depends on, ``compiles`` whether torch.compile may
+        have it.
         """
         with self._mode(), torch.no_grad():
             inputs = self._with_text(inputs)
