@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from cmlora_fast import CLoRA, CMLoRA, Composite, Row
-from cmlora_fast.clora.masks import pixel_shares, row_masks
+from cmlora_fast.clora.masks import pixel_shares, resized, row_masks
 from cmlora_fast.methods.regions import Region
 from PIL import Image
 
@@ -141,7 +141,7 @@ def test_soft_pixels():
     grey = np.full((4, 4), 128, np.uint8)
     shares = torch.tensor([[0.75], [0.25]])
     half = 128 / 255
-    masks = torch.stack([Region.of(grey).at((4, 4), "cpu"), torch.zeros(4, 4)])
+    masks = torch.stack([resized(Region.of(grey), (4, 4), "cpu"), torch.zeros(4, 4)])
     weight = pixel_shares(shares, masks)[0, 0, 0, 0].item()
     # Half of the pixel is the first one's, the rest goes by shares.
     rest = 1 - half
@@ -167,7 +167,7 @@ PICTURES = {
 
 @pytest.mark.parametrize("kind", PICTURES)
 def test_kinds_of_pictures(kind):
-    got = Region.of(PICTURES[kind]).at((16, 16), torch.device("cpu"))
+    got = resized(Region.of(PICTURES[kind]), (16, 16), torch.device("cpu"))
     assert got.dtype == torch.float32 and torch.equal(got, torch.from_numpy(LEFT).float())
 
 

@@ -11,10 +11,10 @@ from torch import Tensor
 from ..methods.regions import Region, Regions
 from ..ops.reference import mask_shares
 
-__all__ = ["pixel_shares", "row_masks", "subset_masks"]
+__all__ = ["pixel_shares", "resized", "row_masks", "subset_masks"]
 
 
-def _resized(region: Region, size: Sequence[int], device: torch.device) -> Tensor:
+def resized(region: Region, size: Sequence[int], device: torch.device) -> Tensor:
     """(H, W) float32: means over the pixels that fall together, whatever the proportions."""
     pixels = torch.frombuffer(bytearray(region.values), dtype=torch.float32)
     pixels = pixels.view(1, 1, region.height, region.width)
@@ -26,7 +26,7 @@ def subset_masks(
 ) -> Tensor:
     """(subsets, H, W): the region of each single adapter; 1 for subsets without one."""
     masks = [
-        _resized(regions[s[0]], size, device)
+        resized(regions[s[0]], size, device)
         if len(s) == 1 and s[0] in regions
         else torch.ones(*size, device=device)
         for s in subsets
@@ -40,7 +40,7 @@ def row_masks(
     """(J, H, W): the region of each row's adapter; row 0 also gets what they leave over."""
     none = torch.zeros(*size, device=device)
     masks = torch.stack(
-        [none if a is None else _resized(regions[a], size, device) for a in adapters]
+        [none if a is None else resized(regions[a], size, device) for a in adapters]
     )
     masks[0] += (1 - masks.sum(0)).clamp(min=0)
     return masks

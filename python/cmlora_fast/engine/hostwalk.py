@@ -43,10 +43,6 @@ class HostWalk:
         """How the latents decide, where they do."""
         return next((plan.measure for plan in self.plans if plan.measure is not None), None)
 
-    @property
-    def base_alone(self) -> bool:
-        return self.subsets == ((),)
-
     def forget(self) -> None:
         """Rows of another batch have other places."""
         self._slots: dict[tuple[int, int], int] = {}

@@ -79,7 +79,7 @@ class PlannedRun:
         texts = Texts(lambda batch: walk.pairs(batch, self._images_of(batch)))
         executor.prepare(call.adapters, walk.subsets, inputs.scale, execution, texts)
         no_cache = execution.whole
-        if not walk.reuse and (walk.base_alone or not self.settings.record):
+        if not walk.reuse and not (call.adapters.names and self.settings.record):
             no_cache = "the method reuses nothing"
         if no_cache is None:  # recording wants the features even where nothing is reused
             position = method.cache_layer_id, method.cache_block_id
@@ -113,7 +113,7 @@ class PlannedRun:
         self._recorder.note(
             table, inputs.timestep, lambda: self._records(call, images, table, chosen, means)
         )
-        if self._cache is None and self._walk.base_alone:
+        if self._cache is None and not self._call.adapters.names:
             return whole()  # no adapter, nothing reused: the plain pipeline
         noise = self._call.executor.step(plain, inputs, table, self._cache)
         if self._recorder.record and self._cache is not None:
@@ -221,21 +221,19 @@ class PlannedRun:
         return batch if self.clock.lone else self._call.images(batch, self._images)
 
 
-def _entries_of(call: Call) -> list[tuple[str, ...]] | None:
-    """Adapters of every image, ``adapter_names`` with the names checked.
+def _entries_of(call: Call) -> tuple[tuple[str, ...], ...] | None:
+    """``adapter_names``, one tuple per image.
 
     Raises:
         ValueError: A name that is not an active adapter.
     """
-    entries, names = call.settings.adapter_names, call.adapters.names
-    if entries is None:
-        return None
-    active = {*call.adapters.active, *active_in_text(call.border.pipe)}
-    for i, entry in enumerate(entries):
-        for name in entry or ():
+    entries = call.settings.adapter_names
+    active = {*call.adapters.active, *active_in_text(call.border.pipe)} if entries else ()
+    for i, entry in enumerate(entries or ()):
+        for name in entry:
             if name not in active:
                 known = ", ".join(map(repr, sorted(active))) or "none is"
                 raise ValueError(
                     f"adapter_names[{i}]: expected active adapters ({known}); got {name!r}"
                 )
-    return [names if entry is None else entry for entry in entries]
+    return entries

@@ -58,24 +58,18 @@ class Settings:
         """The backend that the ops shall run on, None for the best of each."""
         return None if self.backend == "auto" else self.backend
 
-    def _entries(self) -> tuple[tuple[str, ...] | None, ...]:
-        form = f"an entry per image: a list of names, a name or {BASE!r}"
-        names = self.adapter_names
+    def _entries(self) -> tuple[tuple[str, ...], ...]:
+        form = f"a list of names, a name or {BASE!r}"
+        entries, made = self.adapter_names, []
         if isinstance(self.method, CLoRA):
-            raise ValueError(
-                f"adapter_names: expected None with CLoRA, its rows tell; got {names!r}"
-            )
-        if not is_list(names) or not names:
-            raise ValueError(f"adapter_names: expected {form}; got {names!r}")
-        entries = []
-        for i, entry in enumerate(names):
-            members = (entry,) if isinstance(entry, str) and entry != BASE else entry
-            members = () if entry == BASE else members
-            if entry is not None and not (
-                is_list(members) and all(isinstance(m, str) for m in members)
-            ):
+            raise ValueError(f"adapter_names: expected None with CLoRA; got {entries!r}")
+        if not is_list(entries) or not entries:
+            raise ValueError(f"adapter_names: expected per image {form}; got {entries!r}")
+        for i, entry in enumerate(entries):
+            names = () if entry == BASE else (entry,) if isinstance(entry, str) else entry
+            if not (is_list(names) and all(isinstance(name, str) for name in names)):
                 raise ValueError(f"adapter_names[{i}]: expected {form}; got {entry!r}")
-            if entry is not None and len(set(members)) < len(members):
+            if len(set(names)) < len(names):
                 raise ValueError(f"adapter_names[{i}]: expected every name once; got {entry!r}")
-            entries.append(None if entry is None else tuple(members))
-        return tuple(entries)
+            made.append(tuple(names))
+        return tuple(made)

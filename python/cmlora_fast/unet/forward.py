@@ -77,8 +77,8 @@ class Denoiser:
 
     def shared(self, inputs: UNetInputs, cache: FeatureCache | None) -> Shared:
         """What all rows of a step have in common, computed once per incoming sample."""
+        self.state.rows = rows = Rows.of_batch(inputs.text, inputs.text_rows)
         start = self._unshared(inputs)
-        rows = Rows.of_batch(inputs.text, inputs.text_rows)
         flow = _Flow(self.state, inputs, rows, start.hidden, start.embedding)
         atoms = min(self.prefix, self._stop(cache))
         alike = flow.down(self.topology.down[:atoms], start.alike)
@@ -150,11 +150,11 @@ class Denoiser:
         self, inputs: UNetInputs, rows: Rows, cache: FeatureCache | None, shared: Shared | None
     ) -> _Flow:
         """The way down as far as every row runs it."""
+        self.state.rows = rows
         if shared is None:
             shared = self.shared(inputs, cache) if rows.table.whole else self._unshared(inputs)
-        embedding = shared.embedding
+        self.state.rows, embedding = rows, shared.embedding
         if embedding is None:
-            self.state.rows = rows
             embedding = inputs.of_rows(rows).time_embedding(self.unet)
         else:
             embedding = rows.spread(embedding, inputs.batch)
