@@ -5,7 +5,7 @@ import functools
 import cmlora_fast as cf
 import pytest
 import torch
-from cmlora_fast.engine import run
+from cmlora_fast.engine import contrast, run
 
 from ..support import recording
 from ..support.clora_rows import NAMES, clora, fresh
@@ -91,7 +91,7 @@ def test_other_tokens_and_temperatures_are_recorded_anew(monkeypatch):
 def test_no_step_reads_anything_back(monkeypatch):
     """All but the first of a call, which makes tables; a captured pass is checked by recording."""
     monkeypatch.setattr(run, "on_gpu", lambda device: True)
-    monkeypatch.setattr(cf.engine, "input_scale", lambda *given: 1.0)  # read on the host anyway
+    monkeypatch.setattr(contrast, "input_scale", lambda *given: 1.0)  # read on the host anyway
     pipe = fresh()
     inputs = random_inputs(pipe, steps=4)
     with cf.accelerate(pipe, clora(pipe, max_iter_to_alter=3), graphs="off", **RECORDED):

@@ -3,11 +3,10 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 from cmlora_fast import _C, ops
-from cmlora_fast.ops import backends, reference
-from cmlora_fast.ops.lora_delta import PackedAdapters
+from cmlora_fast.ops import reference
 from torch.library import opcheck
 
-from ..support.op_checks import MIXES, RowTable, assert_as_good, with_serial_pool
+from ..support.op_checks import MIXES, RowTable, assert_as_good, lora_inputs, with_serial_pool
 
 SHAPES = [  # tokens, K, N
     (1, 1, 1),  # the smallest
@@ -17,14 +16,6 @@ SHAPES = [  # tokens, K, N
     (29, 2100, 70),  # more than one pass of the ranks that run along K
     (5, 1100, 33),  # more than two passes over K
 ]
-
-
-def make_inputs(mix, shape, dtype=torch.float32):
-    tokens, K, N = shape
-    rows, total = len(mix.rows), mix.total_rank
-    y, x = torch.randn(rows, tokens, N), torch.randn(rows, tokens, K)
-    a, b = torch.randn(total, K) / K**0.5, torch.randn(N, total)
-    return *(tensor.to(dtype) for tensor in (y, x, a, b)), *mix.tensors()
 
 
 def exact_result(y, x, a, b, *tables):
@@ -44,22 +35,22 @@ def check(y, x, *rest):
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_matches_reference(shape, dtype, isa):
-    check(*make_inputs(MIXES["plain"], shape, dtype))
+    check(*lora_inputs(MIXES["plain"], shape, dtype))
 
 
 @pytest.mark.parametrize("mix", MIXES.values(), ids=MIXES.keys())
 def test_mixes_match_reference(mix, dtype, isa):
-    check(*make_inputs(mix, (13, 37, 41), dtype))
+    check(*lora_inputs(mix, (13, 37, 41), dtype))
 
 
 def test_functional_form(dtype, isa):
-    _, *inputs = make_inputs(MIXES["plain"], (13, 37, 41), dtype)
+    _, *inputs = lora_inputs(MIXES["plain"], (13, 37, 41), dtype)
     exact = reference.lora_delta(*(t.double() if t.is_floating_point() else t for t in inputs))
     assert_as_good(ops.lora_delta(*inputs), reference.lora_delta(*inputs), exact)
 
 
 def test_strided_inputs(dtype, isa):
-    y, x, a, b, *tables = make_inputs(MIXES["plain"], (13, 37, 41), dtype)
+    y, x, a, b, *tables = lora_inputs(MIXES["plain"], (13, 37, 41), dtype)
     wide_y = torch.zeros(3, 20, 64).to(dtype)  # rows, tokens and features of a larger buffer
     view = wide_y[:2, 3:16, 5:46]
     view.copy_(y)
@@ -73,14 +64,14 @@ def test_strided_inputs(dtype, isa):
 
 @pytest.mark.parametrize("value", [1e4, 1e-6, 0.0])
 def test_extreme_values(value, dtype, isa):
-    y, x, a, b, *tables = make_inputs(MIXES["plain"], (13, 37, 41), dtype)
+    y, x, a, b, *tables = lora_inputs(MIXES["plain"], (13, 37, 41), dtype)
     if dtype == torch.float16 and value > 1:
         b /= 100  # stays below 65504
     check(y, (x * value).to(dtype), a, b, *tables)
 
 
 def test_overflow_and_nan_stay_in_their_row(isa):
-    y, x, a, b, *tables = make_inputs(MIXES["each its own"], (5, 16, 8), torch.float16)
+    y, x, a, b, *tables = lora_inputs(MIXES["each its own"], (5, 16, 8), torch.float16)
     before = y.clone()
     ops.lora_delta_(y, x, a, b, *tables)
     spoiled = x.clone()
@@ -92,14 +83,14 @@ def test_overflow_and_nan_stay_in_their_row(isa):
 
 def test_unused_adapters_are_not_read(isa):
     mix = RowTable([4, 8, 4], [[(0, 1.0)], [(2, 0.5)]])
-    y, x, a, b, *tables = make_inputs(mix, (5, 16, 8))
+    y, x, a, b, *tables = lora_inputs(mix, (5, 16, 8))
     a[4:12] = b[:, 4:12] = float("nan")
     check(y, x, a, b, *tables)
     assert y.isfinite().all()
 
 
 def test_base_row_keeps_every_bit(dtype, isa):
-    y, *rest = make_inputs(MIXES["base row"], (13, 37, 41), dtype)
+    y, *rest = lora_inputs(MIXES["base row"], (13, 37, 41), dtype)
     y[0, 0, :3] = torch.tensor([-0.0, float("nan"), float("inf")])
     before = y[0].clone().view(torch.uint8)
     ops.lora_delta_(y, *rest)
@@ -108,7 +99,7 @@ def test_base_row_keeps_every_bit(dtype, isa):
 
 @pytest.mark.parametrize("mix", ["plain", "each its own"])
 def test_repeatable_and_independent_of_neighbours(mix, dtype, isa):
-    y, x, a, b, slots, row_ptr, *entries = make_inputs(MIXES[mix], (300, 64, 96), dtype)
+    y, x, a, b, slots, row_ptr, *entries = lora_inputs(MIXES[mix], (300, 64, 96), dtype)
 
     def run(first, last):
         part = y[first:last].clone()
@@ -131,65 +122,14 @@ RANKS = [1, 2, 3, 4, 5, 7, 8, 9, 12, 15, 16, 17, 20, 24, 25, 32, 36, 48, 49, 63,
 def test_ranks_one_by_one_and_mixed(isa):
     shape = (29, 130, 70)
     for rank in RANKS:
-        check(*make_inputs(RowTable([rank], [[(0, 0.7)]]), shape))
+        check(*lora_inputs(RowTable([rank], [[(0, 0.7)]]), shape))
     each = [(slot, 0.1 * slot) for slot in range(len(RANKS))]
-    check(*make_inputs(RowTable(RANKS, [each, each[::-2], []]), shape))
-
-
-def packed_call(y, x, a, b, slots, *entries):
-    packed = PackedAdapters(a, b, slots)
-    packed.lora_delta_(y, x, *entries)
-    return packed
-
-
-@pytest.mark.parametrize("mix", MIXES.values(), ids=MIXES.keys())
-def test_packed_adapters_agree_bit_for_bit(mix, dtype, isa):
-    y, *rest = make_inputs(mix, (29, 37, 70), dtype)
-    ours, packed = y.clone(), y
-    ops.lora_delta_(ours, *rest)
-    packed_call(packed, *rest)
-    assert torch.equal(packed, ours)
-
-
-@pytest.mark.parametrize("name", ["a", "b", "slots"])
-def test_packed_adapters_follow_their_slabs(name):
-    y, x, a, b, slots, *entries = make_inputs(MIXES["plain"], (5, 24, 20))
-    packed = packed_call(y.clone(), x, a, b, slots, *entries)
-    if name == "slots":
-        packed.slots[1] += 2
-    else:
-        getattr(packed, name).mul_(2)
-    ours, expected = y.clone(), y.clone()
-    packed.lora_delta_(ours, x, *entries)
-    ops.lora_delta_(expected, x, packed.a, packed.b, packed.slots, *entries)
-    assert torch.equal(ours, expected)
-
-
-def test_packed_adapters_follow_the_instruction_set():
-    y, *rest = make_inputs(MIXES["plain"], (5, 24, 20))
-    packed = packed_call(y.clone(), *rest)
-    for isa in ("scalar", backends.ISAS[_C.best_isa()]):
-        with ops.force(isa=isa):
-            ours, expected = y.clone(), y.clone()
-            packed.lora_delta_(ours, rest[0], *rest[4:])
-            ops.lora_delta_(expected, *rest)
-        assert torch.equal(ours, expected)
-
-
-def test_packed_adapters_made_in_inference_mode():
-    with torch.inference_mode():
-        y, *rest = make_inputs(MIXES["plain"], (5, 24, 20))
-        packed = packed_call(y.clone(), *rest)
-        rest[1].mul_(3)
-        ours = y.clone()
-        packed.lora_delta_(ours, rest[0], *rest[4:])
-        ops.lora_delta_(y, *rest)
-        assert torch.equal(ours, y)
+    check(*lora_inputs(RowTable(RANKS, [each, each[::-2], []]), shape))
 
 
 @pytest.mark.parametrize("mix, tokens", [("plain", 400), ("each its own", 120)])
 def test_threads_without_torch_agree(mix, tokens, isa):
-    y, *rest = make_inputs(MIXES[mix], (tokens, 96, 96))
+    y, *rest = lora_inputs(MIXES[mix], (tokens, 96, 96))
     ours, threaded = y.clone(), y.clone()
     ops.lora_delta_(ours, *rest)
     pool = _C.current_pool()
@@ -204,7 +144,7 @@ def test_threads_without_torch_agree(mix, tokens, isa):
 
 
 def test_calls_from_several_threads_agree():
-    inputs = [make_inputs(MIXES["plain"], (50 + 10 * i, 96, 96)) for i in range(8)]
+    inputs = [lora_inputs(MIXES["plain"], (50 + 10 * i, 96, 96)) for i in range(8)]
     expected = [y.clone() for y, *_ in inputs]
     for y, (_, *rest) in zip(expected, inputs, strict=True):
         ops.lora_delta_(y, *rest)
@@ -216,11 +156,11 @@ def test_calls_from_several_threads_agree():
 
 @torch.inference_mode()
 def test_inference_mode():
-    check(*make_inputs(MIXES["plain"], (13, 37, 41)))
+    check(*lora_inputs(MIXES["plain"], (13, 37, 41)))
 
 
 def test_gradient_in_x(dtype):
-    _, x, a, b, *tables = make_inputs(MIXES["plain"], (7, 24, 20), dtype)
+    _, x, a, b, *tables = lora_inputs(MIXES["plain"], (7, 24, 20), dtype)
     grad = torch.randn(len(x), 7, 20).to(dtype)
     x.requires_grad_()
     ops.lora_delta(x, a, b, *tables).backward(grad)
@@ -229,7 +169,7 @@ def test_gradient_in_x(dtype):
 
 
 def test_gradient_of_an_expanded_sum():
-    _, x, a, b, *tables = make_inputs(MIXES["base row"], (7, 24, 20))
+    _, x, a, b, *tables = lora_inputs(MIXES["base row"], (7, 24, 20))
     x.requires_grad_()
     (ours,) = torch.autograd.grad(ops.lora_delta(x, a, b, *tables).sum(), x)
     (twin,) = torch.autograd.grad(reference.lora_delta(x, a, b, *tables).sum(), x)
@@ -237,7 +177,7 @@ def test_gradient_of_an_expanded_sum():
 
 
 def test_registration():
-    y, x, a, b, *tables = make_inputs(MIXES["plain"], (4, 6, 8))
+    y, x, a, b, *tables = lora_inputs(MIXES["plain"], (4, 6, 8))
     opcheck(ops.lora_delta_.op, (y, x, a, b, *tables))
     opcheck(ops.lora_delta.op, (x.requires_grad_(), a, b, *tables))
     schema = str(torch.ops.cmlora_fast.lora_delta_.default._schema)
@@ -245,7 +185,7 @@ def test_registration():
 
 
 def test_compiles_without_graph_break():
-    y, x, a, b, *tables = make_inputs(MIXES["plain"], (4, 6, 8))
+    y, x, a, b, *tables = lora_inputs(MIXES["plain"], (4, 6, 8))
 
     def layer(y, x):
         ops.lora_delta_(y, x, a, b, *tables)
@@ -257,7 +197,7 @@ def test_compiles_without_graph_break():
 
 
 def test_write_is_seen_by_autograd():
-    y, x, a, b, *tables = make_inputs(MIXES["one"], (4, 6, 8))
+    y, x, a, b, *tables = lora_inputs(MIXES["one"], (4, 6, 8))
     factor = torch.ones(1, requires_grad=True)
     loss = (factor * y).sum()  # saves y
     ops.lora_delta_(y, x, a, b, *tables)
@@ -301,7 +241,7 @@ WRONG = {  # what is wrong, the error, the start of its message
 
 @pytest.mark.parametrize("change, error, message", WRONG.values(), ids=WRONG.keys())
 def test_wrong_arguments_are_named(change, error, message):
-    inputs = list(make_inputs(MIXES["plain"], (4, 8, 8)))
+    inputs = list(lora_inputs(MIXES["plain"], (4, 8, 8)))
     before = inputs[0].clone()
     y = inputs[0]
     change(inputs)
@@ -311,6 +251,6 @@ def test_wrong_arguments_are_named(change, error, message):
 
 
 def test_gradient_in_adapters_is_refused():
-    _, x, a, b, *tables = make_inputs(MIXES["one"], (4, 6, 8))
+    _, x, a, b, *tables = lora_inputs(MIXES["one"], (4, 6, 8))
     with pytest.raises(RuntimeError, match="lora_delta: the gradient is in x alone"):
         ops.lora_delta(x, a.requires_grad_(), b, *tables)

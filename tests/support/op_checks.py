@@ -108,3 +108,12 @@ def with_serial_pool(call):
         return call()
     finally:
         _C.use_pool(pool)
+
+
+def lora_inputs(mix: RowTable, shape: Sequence[int], dtype: torch.dtype = torch.float32):
+    """y, x, a, b and the tables of a mix; ``shape``: tokens, K, N."""
+    tokens, K, N = shape
+    rows, total = len(mix.rows), mix.total_rank
+    y, x = torch.randn(rows, tokens, N), torch.randn(rows, tokens, K)
+    a, b = torch.randn(total, K) / K**0.5, torch.randn(N, total)
+    return *(tensor.to(dtype) for tensor in (y, x, a, b)), *mix.tensors()
