@@ -7,50 +7,39 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from ..adapters import Execution, LoadedAdapters
 from ..clora.prompts import RowPrompts, encode_rows
 from ..clora.step import Contrast, ContrastStep
 from ..methods import CLoRA
 from ..unet.executor import Texts, all_pairs
 from ..unet.inputs import UNetInputs
 from ..unet.rows import RowTable
-from .checks import check_names
-from .recorder import Recorder, summed
-from .run import Call, Clock
-from .settings import BASE, Settings
-from .summary import Summary
+from .recorder import summed
+from .run import Call, Clock, Run
+from .settings import BASE
 
 __all__ = ["ContrastRun", "check_contrast"]
 
 
-class ContrastRun:
-    """As ``Run`` says; the step itself is ``Contrast``'s."""
+class ContrastRun(Run):
+    """The step itself is ``Contrast``'s."""
 
     gradients = True
 
     def __init__(self, call: Call):
-        self._call, self.settings = call, call.settings
+        super().__init__(call)
         self._method = call.settings.method
-        self._recorder: Recorder | None = None
         self._prompts: RowPrompts | None = None
         self._contrast: Contrast | None = None
-        self.correction: Tensor | None = None
-        self.clock, self.execution, self.summary = Clock(), Execution(), Summary()
-        self._images = 0
-
-    @staticmethod
-    def check(settings: Settings, unet: nn.Module, adapters: LoadedAdapters) -> None:
-        check_names(settings.method, adapters.loaded)
 
     def encode(self, encode: functools.partial) -> Any:
-        call = self._call
+        call = self.call
         self._prompts = encode_rows(call.border.pipe, self._method, encode, call.adapters.names)
         return encode()
 
     def begin(self, inputs: UNetInputs, clock: Clock) -> None:
-        call, method, prompts = self._call, self._method, self._prompts
+        call, method, prompts = self.call, self._method, self._prompts
         if prompts is None or clock.lone:
             raise RuntimeError("CLoRA: expected a pipeline call, whose prompt gives the rows")
         border, executor, styles = call.border, call.executor, method.style_adapters
@@ -78,20 +67,19 @@ class ContrastRun:
             border.unet.config.out_channels,
         )
         self.clock, self.execution = clock, execution
-        self.summary = call.summary("every row is full", inputs.sample.device)
+        self.report("every row is full", inputs.sample.device)
         self.summary.rows = prompts.rows
-        self._recorder = Recorder(self.summary, self.settings.record, execution.static)
         members = tuple(dict.fromkeys(name for subset in subsets for name in subset))
         self._fixed = {"dominant": None, "early": None, "refreshed": members}
 
     def step(self, plain: Callable[..., Any], inputs: UNetInputs, whole: Callable[[], Any]) -> Any:
-        self._recorder.begin_step()
-        images = self._call.images(inputs.batch, self._images)
+        self.recorder.begin_step()
+        images = self.images(inputs.batch)
         table = RowTable.product(len(self._prompts.rows), inputs.batch)
-        self._recorder.note(
+        self.recorder.note(
             table, inputs.timestep, lambda: [dict(self._fixed) for _ in range(images)]
         )
-        scale = input_scale(self._call.border.scheduler, inputs.timestep)
+        scale = input_scale(self.call.border.scheduler, inputs.timestep)
         step = self._contrast.step(plain, inputs, table, self.clock.step, images, scale)
         self.correction = step.correction
         self._note(step)
@@ -100,27 +88,14 @@ class ContrastRun:
     def _note(self, step: ContrastStep) -> None:
         names = [row.adapter or BASE for row in self._prompts.rows]
         losses, shares, areas = step.losses, step.shares, step.masks.mean((2, 3)).t()
-        self._recorder.add(lambda: _found(names, losses, shares, areas))
-        if self._recorder.record:
-            self._recorder.keep("maps", step.maps.cpu())
-            self._recorder.keep("masks", step.masks[:, 0].cpu())
-
-    def after_step(self, latents: Tensor) -> None:
-        self._images = len(latents)
-        if self._recorder.record:
-            self._recorder.read(latents)
-        self._recorder.end_step()
-        self.clock.calls += 1
-
-    def settle(self) -> None:
-        if self._recorder is not None:
-            self._recorder.settle()
+        self.recorder.add(lambda: _found(names, losses, shares, areas))
+        if self.settings.record:
+            self.recorder.keep("maps", step.maps.cpu())
+            self.recorder.keep("masks", step.masks[:, 0].cpu())
 
     def close(self) -> None:
-        self._call.executor.tap.detach()
-        self.correction = None
-        if self._recorder is not None:
-            self._recorder.collect()
+        self.call.executor.tap.detach()
+        super().close()
 
 
 def _found(

@@ -61,7 +61,7 @@ class Engine:
     def settled(self) -> Summary:
         """The summary, with what the device alone knew until now."""
         if self._run is not None:
-            self._run.settle()
+            self._run.recorder.settle()
         return self._summary
 
     def attach(self) -> None:
@@ -179,7 +179,7 @@ class Engine:
         self._run.close()
         self._executor.forget()
         if self._run.clock.lone:
-            self._run.settle()
+            self._run.recorder.settle()
             self.phase, self._run = Phase.IDLE, None
 
     def _drop(self) -> None:
@@ -187,7 +187,7 @@ class Engine:
         run, self._run = self._run, None
         if run is not None:
             run.close()
-            run.settle()
+            run.recorder.settle()
         if self._executor is not None:
             self._executor.forget()
         if self._steps_before is not None:

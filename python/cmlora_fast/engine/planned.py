@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..adapters import Execution, LoadedAdapters
+from ..adapters import LoadedAdapters
 from ..adapters.text import active_in_text, encode_apart, only_adapters
 from ..clora.masks import pixel_shares, subset_masks
 from ..schedule import Plan, plan, text_adapters
@@ -22,61 +22,53 @@ from .checks import (
     check_band,
     check_cut,
     check_entries,
-    check_names,
     warn_of_caching,
     warn_of_lone_call,
 )
 from .devicewalk import DeviceWalk, walks_on_device
 from .hostwalk import Chosen, HostWalk
-from .recorder import Recorder, image_record, label
-from .run import Call, Clock
+from .recorder import image_record, label
+from .run import Call, Clock, Run
 from .settings import Settings
-from .summary import Summary
 
 __all__ = ["PlannedRun"]
 
 
-class PlannedRun:
-    """As ``Run`` says; the host decides what the rows of a step are, or the device does."""
-
-    gradients = False
+class PlannedRun(Run):
+    """The host decides what the rows of a step are, or the device does."""
 
     def __init__(self, call: Call):
-        self._call, self.settings = call, call.settings
-        self._method = call.settings.planned
+        super().__init__(call)
         self._entries = _entries_of(call)
-        self.correction: Tensor | None = None
-        self.clock, self.execution, self.summary = Clock(), Execution(), Summary()
-        self._recorder: Recorder | None = None
         self._walk: HostWalk | None = None
         self._device: DeviceWalk | None = None
         self._cache: FeatureCache | None = None
         self._masks: Tensor | None = None
         self._reading: Tensor | None = None
         self._decided: tuple[Tensor, RowTable | None] | None = None
-        self._batch = self._images = 0
+        self._batch = 0
 
     @staticmethod
     def check(settings: Settings, unet: nn.Module, adapters: LoadedAdapters) -> None:
         check_cut(settings.planned, unet)
-        check_names(settings.planned, adapters.loaded)
+        Run.check(settings, unet, adapters)
 
     def encode(self, encode: functools.partial) -> Any:
-        pipe, method = self._call.border.pipe, self._method
+        pipe, method = self.call.border.pipe, self.settings.planned
         if self._entries is None:
-            with only_adapters(pipe, text_adapters(method, self._call.adapters.names)):
+            with only_adapters(pipe, text_adapters(method, self.call.adapters.names)):
                 return encode()
         names = [text_adapters(method, entry) or entry for entry in self._entries]
         return encode_apart(pipe, encode, names)
 
     def begin(self, inputs: UNetInputs, clock: Clock) -> None:
-        call, method, executor = self._call, self._method, self._call.executor
+        call, method, executor = self.call, self.settings.planned, self.call.executor
         border, sample, self.clock = call.border, inputs.sample, clock
         plans = self._plans(inputs)
         self._walk = walk = HostWalk(plans, clock.order, executor.keeps_batch)
         check_band(walk.measure, sample.shape[-2:])
         self.execution = execution = call.execution(inputs)
-        texts = Texts(lambda batch: walk.pairs(batch, self._images_of(batch)))
+        texts = Texts(lambda batch: walk.pairs(batch, self.images(batch)))
         executor.prepare(call.adapters, walk.subsets, inputs.scale, execution, texts)
         no_cache = execution.whole
         if not walk.reuse and not (call.adapters.names and self.settings.record):
@@ -89,8 +81,7 @@ class PlannedRun:
             warn_of_lone_call(method, call.adapters.names)
         elif self._cached and walk.reuse:
             warn_of_caching(border.scheduler, clock.expected)
-        self.summary = call.summary(no_cache, sample.device)
-        self._recorder = Recorder(self.summary, self.settings.record, execution.static)
+        self.report(no_cache, sample.device)
         if execution.static and execution.max_rows is None and walks_on_device(walk.plans):
             self._device = call.walks.along(walk.plans[0], sample.device)
         regions = getattr(method, "masks", None)
@@ -99,8 +90,8 @@ class PlannedRun:
             self._masks = subset_masks(regions, walk.subsets, size, sample.device)
 
     def step(self, plain: Callable[..., Any], inputs: UNetInputs, whole: Callable[[], Any]) -> Any:
-        self._recorder.begin_step()
-        batch, images = inputs.batch, self._images_of(inputs.batch)
+        self.recorder.begin_step()
+        batch, images = inputs.batch, self.images(inputs.batch)
         if batch != self._batch:  # features of another batch size are of no use
             self._batch = batch
             self._walk.forget()
@@ -110,52 +101,45 @@ class PlannedRun:
         call, means = self.clock.calls, None
         if table.share is not None and table.share.dim() == 4:
             means = table.share.mean((2, 3))
-        self._recorder.note(
+        self.recorder.note(
             table, inputs.timestep, lambda: self._records(call, images, table, chosen, means)
         )
-        if self._cache is None and not self._call.adapters.names:
+        if self._cache is None and not self.call.adapters.names:
             return whole()  # no adapter, nothing reused: the plain pipeline
-        noise = self._call.executor.step(plain, inputs, table, self._cache)
-        if self._recorder.record and self._cache is not None:
-            self._recorder.keep("features", self._features(table))
+        noise = self.call.executor.step(plain, inputs, table, self._cache)
+        if self.settings.record and self._cache is not None:
+            self.recorder.keep("features", self._features(table))
         return noise
 
-    def after_step(self, latents: Tensor) -> None:
-        self._images = len(latents)
+    def measure(self, latents: Tensor) -> None:
         measure = self._walk.measure
-        if measure is not None:
-            self._reading = self._recorder.read(
-                latents, measure.cutoff, measure.log, self._walk.read
-            )
-            if self._device is None:
-                self._recorder.settle()  # the host decides
-        elif self._recorder.record:
-            self._recorder.read(latents)
-        self._recorder.end_step()
-        self.clock.calls += 1
-
-    def settle(self) -> None:
-        if self._recorder is not None:
-            self._recorder.settle()
+        if measure is None:
+            return super().measure(latents)
+        given = measure.cutoff, measure.log, self._walk.read
+        self._reading = self.recorder.read(latents, *given)
+        if self._device is None:
+            self.recorder.settle()  # the host decides
 
     def close(self) -> None:
         self._cache = None
-        if self._recorder is not None:
-            self._recorder.collect()
+        super().close()
+
+    def images(self, batch: int) -> int:
+        return super().images(batch) if self._entries is None else len(self._entries)
 
     def _plans(self, inputs: UNetInputs) -> list[Plan]:
         """One for all images, or one per image."""
-        adapters, border, T = self._call.adapters.names, self._call.border, self.clock.steps
+        adapters, border, T = self.call.adapters.names, self.call.border, self.clock.steps
         guided, names = border.guided(), [adapters]
         if self._entries is not None:
             check_entries(self._entries, inputs, 0 if self.clock.lone else border.parts())
             names = [tuple(n for n in entry if n in adapters) for entry in self._entries]
-        if len(set(names)) > 1 and self._call.executor.keeps_batch:
+        if len(set(names)) > 1 and self.call.executor.keeps_batch:
             raise ValueError(
                 "adapter_names: expected attention processors that treat every sample by itself; "
                 "those of this UNet read the pipeline's batch: call it image by image"
             )
-        made = {n: plan(self._method, n, T, guided=guided) for n in names}
+        made = {n: plan(self.settings.planned, n, T, guided=guided) for n in names}
         return [made[n] for n in names] if len(made) > 1 else list(made.values())
 
     def _on_host(
@@ -214,11 +198,6 @@ class PlannedRun:
             features = pick(self._cache.features, tuple(slots))
             kept[label(self._walk.subsets[subset])] = features.detach().cpu().clone()
         return kept
-
-    def _images_of(self, batch: int) -> int:
-        if self._entries is not None:
-            return len(self._entries)
-        return batch if self.clock.lone else self._call.images(batch, self._images)
 
 
 def _entries_of(call: Call) -> tuple[tuple[str, ...], ...] | None:

@@ -31,7 +31,7 @@ class Recorder:
         lazy: What the device knows is written by ``settle``, not at each step.
     """
 
-    def __init__(self, summary: Summary, record: bool, lazy: bool):
+    def __init__(self, summary: Summary, record: bool = False, lazy: bool = False):
         self.summary, self.record, self._lazy = summary, record, lazy
         self._started = self._step_started = time.perf_counter()
         self._pending: list[Callable[[], None]] = []

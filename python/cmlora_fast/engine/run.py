@@ -1,14 +1,14 @@
-"""What the runs of all methods have in common: the call, its clock, their shape."""
+"""What the runs of all methods have in common: the call, its clock, how it executes."""
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..adapters import Execution, LoadedAdapters
 from ..ops.backends import backends
@@ -17,7 +17,9 @@ from ..unet.executor import Executor
 from ..unet.graphs import why_not_recorded
 from ..unet.inputs import UNetInputs
 from .border import Border
+from .checks import check_names
 from .devicewalk import DeviceWalks
+from .recorder import Recorder
 from .settings import Settings
 from .summary import Summary
 
@@ -95,66 +97,79 @@ class Call:
             unrecorded,
         )
 
-    def summary(self, no_cache: str | None, device: torch.device) -> Summary:
-        """One without steps. ``no_cache``: why features are not cached, None where they are."""
-        method = self.settings.method
-        return Summary(
-            method=None if method is None else type(method).__name__.lower(),
-            adapters=self.adapters.names,
-            backend=_backend(self.settings.backend, device),
-            weights=asdict(self.executor.store.report),
-            cache={"used": no_cache is None, "reason": no_cache or "as the method schedules"},
-        )
 
-    def images(self, batch: int, known: int = 0) -> int:
-        """Images behind ``batch`` samples, which come as [unconditional images; conditional].
+class Run:
+    """One call of a pipeline: ``encode``, ``begin``, then ``step`` and ``after_step`` in turns, and
+    ``close``. A run may end anywhere.
 
-        ``known``: from the scheduler's answer, once there is one.
-        """
-        if known and batch % known == 0:
-            return known
-        parts = self.border.parts()
-        return batch // parts if batch % parts == 0 else batch
-
-
-class Run(Protocol):
-    """One call of a pipeline.
-
-    ``gradients``: whether it takes some, for which inference mode has to be left. ``correction``:
-    what it adds to the scheduler's sample after a step; whoever reads it resets it.
+    ``gradients``: it takes some, for which inference mode has to be left. ``correction``: what it
+    adds to the scheduler's sample after a step; whoever takes it resets it.
     """
 
-    gradients: bool
-    settings: Settings
-    correction: Tensor | None
-    clock: Clock
-    execution: Execution
-    summary: Summary
+    gradients = False
+
+    def __init__(self, call: Call):
+        self.call, self.settings = call, call.settings
+        self.clock, self.execution, self.summary = Clock(), Execution(), Summary()
+        self.recorder = Recorder(self.summary)
+        self.correction: Tensor | None = None
+        self._images = 0
 
     @staticmethod
-    def check(settings: Settings, unet: Any, adapters: LoadedAdapters) -> None:
+    def check(settings: Settings, unet: nn.Module, adapters: LoadedAdapters) -> None:
         """Raise ``ValueError`` for what would make a run fail."""
+        check_names(settings.planned, adapters.loaded)
 
     def encode(self, encode: functools.partial) -> Any:
-        """The pipeline's prompt, encoded as the method wants it; at most once, before ``begin``."""
+        """The pipeline's prompt, encoded as the method wants it; before ``begin``, if at all."""
+        return encode()
 
     def begin(self, inputs: UNetInputs, clock: Clock) -> None:
         """The first UNet call is about to be made: decide everything that holds for all."""
+        raise NotImplementedError
 
     def step(self, plain: Callable[..., Any], inputs: UNetInputs, whole: Callable[[], Any]) -> Any:
         """One UNet call: predictions (batch, C, H, W), or what ``whole``, the call as it is, gives.
 
         ``plain``: the UNet's own forward.
         """
+        raise NotImplementedError
 
     def after_step(self, latents: Tensor) -> None:
-        """The scheduler has returned ``latents``."""
+        """The scheduler has returned ``latents``: one evaluation of the plan is done."""
+        self._images = len(latents)
+        self.measure(latents)
+        self.recorder.end_step()
+        self.clock.calls += 1
 
-    def settle(self) -> None:
-        """Complete the summary with what is known on the device."""
+    def measure(self, latents: Tensor) -> None:
+        """Take what is asked of the latents."""
+        if self.settings.record:
+            self.recorder.read(latents)
 
     def close(self) -> None:
-        """Free what only steps need."""
+        """Free what only steps need; the summary stays, to be settled."""
+        self.correction = None
+        self.recorder.collect()
+
+    def images(self, batch: int) -> int:
+        """Images behind ``batch`` samples, which come as [unconditional images; conditional]."""
+        if self._images and batch % self._images == 0:  # from the scheduler's answer
+            return self._images
+        parts = 1 if self.clock.lone else self.call.border.parts()
+        return batch // parts if batch % parts == 0 else batch
+
+    def report(self, no_cache: str | None, device: torch.device) -> None:
+        """Begin the summary. ``no_cache``: why features are not cached, None where they are."""
+        method, settings = self.settings.method, self.settings
+        self.summary = Summary(
+            method=None if method is None else type(method).__name__.lower(),
+            adapters=self.call.adapters.names,
+            backend=_backend(settings.backend, device),
+            weights=asdict(self.call.executor.store.report),
+            cache={"used": no_cache is None, "reason": no_cache or "as the method schedules"},
+        )
+        self.recorder = Recorder(self.summary, settings.record, self.execution.static)
 
 
 def _backend(asked: str, device: torch.device) -> str:
