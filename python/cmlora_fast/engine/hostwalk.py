@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-import torch
 from torch import Tensor
 
-from ..clora.masks import pixel_shares
 from ..schedule import Choice, Measure, Plan, Walk
 from ..unet.rows import RowTable
 
@@ -46,8 +44,8 @@ class HostWalk:
     def forget(self) -> None:
         """Rows of another batch have other places."""
         self._slots: dict[tuple[int, int], int] = {}
-        self._tables: dict[tuple, tuple[RowTable, list[tuple[int, int]]]] = {}
-        self._shares: dict[tuple, Tensor] = {}
+        self._layouts: dict[tuple, tuple[RowTable, list[tuple[int, int]]]] = {}
+        self._tables: dict[tuple, RowTable] = {}
 
     def step(self, call: int) -> int:
         """Plan step of a UNet call."""
@@ -91,20 +89,27 @@ class HostWalk:
         return values[:1] * images
 
     def table(
-        self, call: int, batch: int, chosen: Sequence[Chosen], filled: set[int] | None
-    ) -> tuple[RowTable, list[float]]:
-        """Rows of a call for ``batch`` samples, and the share of each.
+        self,
+        call: int,
+        batch: int,
+        chosen: Sequence[Chosen],
+        filled: set[int] | None,
+        share_of: Callable[[RowTable, Sequence[float]], Tensor],
+    ) -> RowTable:
+        """Rows of a call for ``batch`` samples.
 
-        ``filled``: slots whose cached features are valid; None where none are kept.
+        Args:
+            call: Number of the UNet call.
+            batch: Its samples.
+            chosen: What every image does.
+            filled: Slots whose cached features are valid; None where none are kept.
+            share_of: ``RowTable.share`` of a table whose rows have these weights.
         """
-        images = len(chosen)
-        groups = tuple(self.groups(call, plan) for plan, _, _ in chosen)
-        key = groups, batch
-        if key not in self._tables:
-            self._tables[key] = self._layout(groups, batch)
-        table, owners = self._tables[key]
-        choices = [choice for _, choice, _ in chosen]
-        deep = table.deep
+        images, groups = len(chosen), tuple(self.groups(call, plan) for plan, _, _ in chosen)
+        if groups not in self._layouts:
+            self._layouts[groups] = self._layout(groups, batch)
+        table, owners = self._layouts[groups]
+        choices, deep = [choice for _, choice, _ in chosen], table.deep
         if filled is not None:
             wanted = [choice.refresh for choice in choices]
             if self.keeps_batch:
@@ -114,7 +119,13 @@ class HostWalk:
                 for row, (n, j) in enumerate(owners)
                 if wanted[n % images][j] or table.slot[row] not in filled
             )
-        return replace(table, deep=deep), [choices[n % images].weights[j] for n, j in owners]
+        weights = tuple(choices[n % images].weights[j] for n, j in owners)
+        key = groups, deep, weights
+        if key not in self._tables:
+            alone = len(table) == batch and set(weights) == {1.0}
+            share = None if alone else share_of(table, weights)
+            self._tables[key] = replace(table, deep=deep, share=share)
+        return self._tables[key]
 
     def _layout(
         self, groups: Sequence[tuple[int, ...]], batch: int
@@ -134,22 +145,6 @@ class HostWalk:
             deep=tuple(range(len(rows))),
         )
         return table, owners
-
-    def weigh(
-        self, table: RowTable, of_row: Sequence[float], masks: Tensor | None, device: torch.device
-    ) -> RowTable:
-        """``table`` with its shares; ``masks`` (subsets, H, W), pixels that each subset draws."""
-        if len(table) == max(table.sample) + 1 and set(of_row) == {1.0}:
-            return table
-        key = table.subset, table.sample, tuple(of_row)
-        if key not in self._shares:
-            share = torch.tensor(table.shares(of_row), dtype=torch.float32, device=device)
-            if masks is not None:
-                lines = [[table.subset[row] for row in line] for line in table.by_sample]
-                real = torch.tensor(table.shares([1.0] * len(table)), device=device)
-                share = pixel_shares(share, masks[torch.tensor(lines)] * real[:, :, None, None])
-            self._shares[key] = share
-        return replace(table, share=self._shares[key])
 
     def read(self, readings: list[float]) -> list[float]:
         """Take the measure of every image after a step; those that decide are returned."""

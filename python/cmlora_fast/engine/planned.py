@@ -145,10 +145,18 @@ class PlannedRun(Run):
     def _on_host(
         self, batch: int, images: int, device: torch.device
     ) -> tuple[RowTable, tuple[Chosen, ...]]:
-        walk, call, cache = self._walk, self.clock.calls, self._cache
-        chosen = walk.choose(call, images, self._cached)
-        table, of_row = walk.table(call, batch, chosen, None if cache is None else cache.filled)
-        return walk.weigh(table, of_row, self._masks, device), chosen
+        call, filled = self.clock.calls, None if self._cache is None else self._cache.filled
+        chosen = self._walk.choose(call, images, self._cached)
+        share_of = functools.partial(self._share, device)
+        return self._walk.table(call, batch, chosen, filled, share_of), chosen
+
+    def _share(self, device: torch.device, table: RowTable, weights: Sequence[float]) -> Tensor:
+        share = torch.tensor(table.shares(weights), dtype=torch.float32, device=device)
+        if self._masks is None:
+            return share
+        subsets = torch.tensor([[table.subset[row] for row in line] for line in table.by_sample])
+        real = torch.tensor(table.shares([1.0] * len(table)), device=device)
+        return pixel_shares(share, self._masks[subsets] * real[:, :, None, None])
 
     def _on_device(self, batch: int, images: int, device: torch.device) -> tuple[RowTable, None]:
         walk, clock, count = self._device, self.clock, len(self._walk.subsets)
