@@ -7,7 +7,7 @@ changes of layout between images and tokens. Images stay channels-last, so that 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from diffusers.models.activations import GEGLU
@@ -19,10 +19,8 @@ from torch import Tensor, nn
 
 from .. import ops
 from ..ops.products import conv2d, fast_on_cpu, linear
+from .state import LayerState
 from .tap import TapProcessor
-
-if TYPE_CHECKING:
-    from .layers import LayerState
 
 __all__ = ["fast_modules"]
 

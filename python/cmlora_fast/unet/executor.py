@@ -16,10 +16,11 @@ from .cache import FeatureCache
 from .forward import Denoiser, Shared
 from .graphs import StepGraphs
 from .inputs import UNetInputs, text_key
-from .layers import LayerHooks, LayerState
+from .layers import LayerHooks
 from .patches import frozen
 from .replay import Outputs
 from .rows import Rows, RowTable, pick, segments_of, take
+from .state import LayerState
 from .tap import TAP_LEVEL, AttentionTap
 from .topology import Cut, Topology, freeu_is_on, processors_read_batch
 

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from ..ops.products import fast_on_cpu
 from .cache import FeatureCache
 from .inputs import UNetInputs
-from .layers import LayerState
 from .rows import Rows
+from .state import LayerState
 from .topology import Atom, Topology, Unit
 
 __all__ = ["Denoiser", "Shared"]
