@@ -9,8 +9,8 @@ import torch
 from cmlora_fast import ops
 from cmlora_fast.ops import reference
 
-from ..kernel_cases import CASES
-from ..workloads import row_table
+from ..ops.kernel_cases import CASES
+from ..ops.workloads import row_table
 
 LAYERS = {  # tokens of a row, features
     "SD 1.5 64x64": (4096, 320),

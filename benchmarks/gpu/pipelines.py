@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import cmlora_fast as cf
 import torch
 
-from ..clora import method_of
+from ..clora.__main__ import method_of
 from ..models import call_inputs, load_adapters, sd_pipeline, sdxl_pipeline
 from .profile import count_calls, host_ms
 from .timing import wait

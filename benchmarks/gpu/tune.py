@@ -16,7 +16,7 @@ import torch
 from cmlora_fast import ops
 from cmlora_fast.triton_kernels import tuning
 
-from ..workloads import row_table
+from ..ops.workloads import row_table
 from .kernels import LAYERS, PARTS
 from .timing import copies_for, device_us
 

@@ -2,7 +2,7 @@
 
 import json
 
-from cmlora_fast.benchmarks.clora import CONTENDERS, measure
+from cmlora_fast.benchmarks.clora.__main__ import CONTENDERS, measure
 
 
 def test_both_contenders_paint_the_same_image():

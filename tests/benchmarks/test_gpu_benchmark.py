@@ -9,7 +9,7 @@ import torch
 from cmlora_fast.benchmarks.gpu import __main__ as gpu
 from cmlora_fast.benchmarks.gpu import kernels as gpu_kernels
 from cmlora_fast.benchmarks.gpu import timing as gpu_timing
-from cmlora_fast.benchmarks.kernel_cases import CASES
+from cmlora_fast.benchmarks.ops.kernel_cases import CASES
 
 ROOT = Path(__file__).parents[2]
 

@@ -2,7 +2,7 @@ import json
 
 import pytest
 import torch
-from cmlora_fast.benchmarks import baselines, kernel_cases
+from cmlora_fast.benchmarks.ops import baselines, kernel_cases
 from cmlora_fast.ops import reference
 
 ROWS = {"one": [[0]], "all on every row": [[0, 1, 2]], "each its own": [[0], [2], [1]]}

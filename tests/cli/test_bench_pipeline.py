@@ -6,7 +6,8 @@ import json
 
 import pytest
 import torch
-from cmlora_fast.benchmarks import contenders, models, pipeline, spread
+from cmlora_fast.benchmarks import models, spread
+from cmlora_fast.benchmarks.engine import contenders, pipeline
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 EQUAL = 1e-5  # largest difference of final latents over the largest latent

@@ -9,7 +9,7 @@ import math
 import pytest
 import torch
 from cmlora_fast import ops
-from cmlora_fast.benchmarks.kernel_cases import CASES
+from cmlora_fast.benchmarks.ops.kernel_cases import CASES
 from cmlora_fast.ops import reference
 
 from ..support.op_checks import assert_as_good, written

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from contextlib import contextmanager
 
 import torch
-from cmlora_fast.benchmarks import loops
+from cmlora_fast.benchmarks.engine import loops
 
 
 def cut_position(unet, layer: int, block: int) -> tuple[int, int]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from cmlora_fast.benchmarks.clora_loop import CLoRALoop, Step
+from cmlora_fast.benchmarks.clora.loop import CLoRALoop, Step
 from torch import Tensor
 
 

@@ -31,7 +31,7 @@ def run(
     import torch
 
     from ... import ops
-    from ...benchmarks import kernels
+    from ...benchmarks.ops import kernels
 
     torch.manual_seed(0)
     kind = getattr(torch, dtype)

@@ -20,7 +20,7 @@ def run(size: Size, adapters: int, names: Sequence[str], out: Path | None) -> di
     """The document of one run."""
     import torch
 
-    from ...benchmarks import losses
+    from ...benchmarks.engine import losses
 
     arguments = {
         **size.given,

@@ -27,7 +27,7 @@ def run(
     """The document of one run, which also holds what earlier runs of the same left in ``out``."""
     import torch
 
-    from ...benchmarks import contenders, pipeline
+    from ...benchmarks.engine import contenders, pipeline
 
     missing = [name for name in names if not contenders.available(name)]
     names = tuple(name for name in names if name not in missing)
@@ -56,7 +56,7 @@ def run(
 
 
 def _draw(report: dict[str, Any], path: Path) -> None:
-    from ...benchmarks import plots
+    from ...benchmarks.engine import plots
 
     caption = _caption(report)
     rows = [record | row for record, row in zip(report["results"], report["rows"], strict=True)]
@@ -128,7 +128,7 @@ def run_clora(
     out: Path | None,
 ) -> dict[str, Any]:
     """CLoRA against a straightforward loop, for every number of concepts."""
-    from ...benchmarks import clora
+    from ...benchmarks.clora import __main__ as clora
 
     arguments = {
         "method": "clora",

@@ -12,7 +12,7 @@ from .options import ThroughputRequest
 from .record import earlier_part, place, write
 
 if TYPE_CHECKING:
-    from ...benchmarks.throughput import Setting
+    from ...benchmarks.engine.throughput import Setting
 
 __all__ = ["run", "show"]
 
@@ -23,7 +23,7 @@ def run(settings: Sequence[Setting], request: ThroughputRequest) -> dict[str, An
     """The document of one run, which also holds what earlier runs of the same left in ``out``."""
     import torch
 
-    from ...benchmarks import plots, throughput
+    from ...benchmarks.engine import plots, throughput
 
     size, device, dtype = request.size, request.device.value, request.dtype.value
     if device == "cuda" and not torch.cuda.is_available():

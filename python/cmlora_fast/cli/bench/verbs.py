@@ -46,7 +46,7 @@ def kernels(
     from .kernels import run, show
 
     with quiet():
-        from ...benchmarks.kernel_cases import MEASURED
+        from ...benchmarks.ops.kernel_cases import MEASURED
 
         chosen = op or MEASURED
         names("--op", ",".join(chosen), MEASURED)
@@ -72,7 +72,7 @@ def pipeline(request: PipelineRequest, as_json: AsJson = False) -> None:
     with quiet():
         import torch
 
-        from ...benchmarks.contenders import CONTENDERS
+        from ...benchmarks.engine.contenders import CONTENDERS
 
         if request.threads is not None:
             torch.set_num_threads(request.threads)
@@ -96,7 +96,7 @@ def throughput(request: ThroughputRequest, as_json: AsJson = False) -> None:
     from . import throughput as verb
 
     with quiet():
-        from ...benchmarks.throughput import METHODS, combinations
+        from ...benchmarks.engine.throughput import METHODS, combinations
 
         settings = combinations(
             numbers("--adapters", request.adapters),

@@ -11,10 +11,10 @@ import cmlora_fast as cf
 import torch
 from torch import Tensor
 
+from ..memory import peak_growth
+from ..spread import quartiles, ratio
 from .contenders import CONTENDERS, Stage
 from .limits import best_rates, flops_per_row, limit_seconds
-from .memory import peak_growth
-from .spread import quartiles, ratio
 
 __all__ = ["compared", "merged", "painted_images", "run"]
 

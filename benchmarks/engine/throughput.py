@@ -11,9 +11,9 @@ from typing import Any
 import cmlora_fast as cf
 import torch
 
-from .memory import peak_growth
-from .models import call_inputs, load_adapters, sd_pipeline
-from .spread import quartiles
+from ..memory import peak_growth
+from ..models import call_inputs, load_adapters, sd_pipeline
+from ..spread import quartiles
 
 __all__ = ["METHODS", "Setting", "combinations", "run"]
 

@@ -10,9 +10,9 @@ from cmlora_fast.ops.products import linear
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from ..models import TEXT_WIDTH
+from ..timing import paired_ms
 from .loops import deep_part
-from .models import TEXT_WIDTH
-from .timing import paired_ms
 
 __all__ = ["best_rates", "flops_by_kind", "flops_per_row", "limit_seconds"]
 

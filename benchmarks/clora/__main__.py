@@ -22,9 +22,9 @@ import cmlora_fast as cf
 import torch
 from torch import Tensor
 
-from .clora_loop import CLoRALoop, Step
-from .memory import peak_growth
-from .models import TEXT_WIDTH, adapter_names, call_inputs, load_adapters, sd_pipeline
+from ..memory import peak_growth
+from ..models import TEXT_WIDTH, adapter_names, call_inputs, load_adapters, sd_pipeline
+from .loop import CLoRALoop, Step
 
 __all__ = ["CONTENDERS", "measure", "method_of"]
 

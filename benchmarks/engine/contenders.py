@@ -11,8 +11,8 @@ from typing import Any
 import cmlora_fast as cf
 from torch import Tensor, nn
 
+from ..models import call_inputs, load_adapters, sd_pipeline
 from . import loops
-from .models import call_inputs, load_adapters, sd_pipeline
 
 __all__ = ["CONTENDERS", "Contender", "Stage", "available"]
 

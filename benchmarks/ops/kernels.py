@@ -9,9 +9,9 @@ from cmlora_fast import ops
 from cmlora_fast.ops import backends, reference
 from cmlora_fast.ops.radial_amplitude import kernels_for
 
+from ..timing import paired_ms
 from .baselines import BASELINES
 from .kernel_cases import CASES
-from .timing import paired_ms
 
 COPIED = 2**24  # elements: beyond the caches
 GEMM_SIZE = 2048
