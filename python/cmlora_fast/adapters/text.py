@@ -66,8 +66,8 @@ def _of_images(made: dict[tuple[str, ...], Any], names: Sequence[tuple[str, ...]
         return first
     if len(first) % count:
         raise ValueError(
-            f"adapter_names: expected an entry for each image; got {count} for embeddings of "
-            f"{len(first)}"
+            f"adapter_names: expected an entry for each of the call's {len(first)} images; "
+            f"got {count}"
         )
     rows = zip(names * (len(first) // count), range(len(first)), strict=True)
     return torch.stack([made[members][row] for members, row in rows])

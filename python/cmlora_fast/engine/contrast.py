@@ -7,8 +7,9 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from ..adapters import LoadedAdapters
 from ..clora.prompts import RowPrompts, encode_rows
 from ..clora.step import Contrast, ContrastStep
 from ..methods import CLoRA
@@ -17,7 +18,7 @@ from ..unet.inputs import UNetInputs
 from ..unet.rows import RowTable
 from .recorder import summed
 from .run import Call, Clock, Run
-from .settings import BASE
+from .settings import BASE, Settings
 
 __all__ = ["ContrastRun", "check_contrast"]
 
@@ -32,6 +33,15 @@ class ContrastRun(Run):
         self._method = call.settings.method
         self._prompts: RowPrompts | None = None
         self._contrast: Contrast | None = None
+
+    @staticmethod
+    def check(settings: Settings, unet: nn.Module, adapters: LoadedAdapters) -> None:
+        if settings.adapter_names is not None:
+            got = settings.adapter_names
+            raise ValueError(
+                f"adapter_names: expected None with CLoRA, whose rows tell; got {got!r}"
+            )
+        Run.check(settings, unet, adapters)
 
     def encode(self, encode: functools.partial) -> Any:
         call = self.call

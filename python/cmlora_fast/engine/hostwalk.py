@@ -5,11 +5,13 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any
 
 from torch import Tensor
 
 from ..schedule import Choice, Measure, Plan, Walk
 from ..unet.rows import RowTable
+from .settings import BASE
 
 __all__ = ["Chosen", "HostWalk"]
 
@@ -145,6 +147,38 @@ class HostWalk:
             deep=tuple(range(len(rows))),
         )
         return table, owners
+
+    def records(
+        self, call: int, table: RowTable, chosen: Sequence[Chosen], means: Tensor | None
+    ) -> list[dict[str, Any]]:
+        """The deciding fields of a call's record, per image.
+
+        ``means`` (J, batch): shares of a sample's j-th rows over the pixels, where those differ.
+        """
+        found, by_pixel = [], None if means is None else means.t().tolist()
+        for image, (plan, choice, early) in enumerate(chosen):
+            groups = self.groups(call, plan)
+            if isinstance(table.deep, RowTable):
+                fresh = {group for group, new in zip(groups, choice.refresh, strict=True) if new}
+            else:
+                deep = (row for row in table.deep if table.sample[row] % len(chosen) == image)
+                fresh = {table.subset[row] for row in deep}
+            shares = dict(zip(groups, choice.weights, strict=True))
+            if by_pixel is not None:
+                rows = dict.fromkeys(line[image] for line in table.by_sample)
+                pairs = zip(rows, by_pixel[image], strict=False)
+                shares = {table.subset[row]: share for row, share in pairs}
+            members = {group: self.subsets[group] for group in groups}
+            refreshed = (name for group in groups if group in fresh for name in members[group])
+            weights = {  # the adapters of a merged row share its weight evenly
+                name: shares[group] / max(1, len(names))
+                for group, names in members.items()
+                for name in names or (BASE,)
+            }
+            told = {"dominant": choice.dominant, "early": early}
+            told |= {"refreshed": tuple(dict.fromkeys(refreshed)), "weights": weights}
+            found.append(told)
+        return found
 
     def read(self, readings: list[float]) -> list[float]:
         """Take the measure of every image after a step; those that decide are returned."""

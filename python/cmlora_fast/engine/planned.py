@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ..adapters import LoadedAdapters
 from ..adapters.text import active_in_text, encode_apart, only_adapters
 from ..clora.masks import pixel_shares, subset_masks
+from ..ops.tensors import upload
 from ..schedule import Plan, plan, text_adapters
 from ..unet.cache import FeatureCache
 from ..unet.executor import Texts
@@ -27,7 +28,7 @@ from .checks import (
 )
 from .devicewalk import DeviceWalk, walks_on_device
 from .hostwalk import Chosen, HostWalk
-from .recorder import image_record, label
+from .recorder import label
 from .run import Call, Clock, Run
 from .settings import Settings
 
@@ -101,8 +102,11 @@ class PlannedRun(Run):
         call, means = self.clock.calls, None
         if table.share is not None and table.share.dim() == 4:
             means = table.share.mean((2, 3))
+        walk, cached = self._walk, self._cached
         self.recorder.note(
-            table, inputs.timestep, lambda: self._records(call, images, table, chosen, means)
+            table,
+            inputs.timestep,
+            lambda: walk.records(call, table, chosen or walk.choose(call, images, cached), means),
         )
         if self._cache is None and not self.call.adapters.names:
             return whole()  # no adapter, nothing reused: the plain pipeline
@@ -151,7 +155,7 @@ class PlannedRun(Run):
         return self._walk.table(call, batch, chosen, filled, share_of), chosen
 
     def _share(self, device: torch.device, table: RowTable, weights: Sequence[float]) -> Tensor:
-        share = torch.tensor(table.shares(weights), dtype=torch.float32, device=device)
+        share = upload(table.shares(weights), torch.float32, device)
         if self._masks is None:
             return share
         subsets = torch.tensor([[table.subset[row] for row in line] for line in table.by_sample])
@@ -174,29 +178,6 @@ class PlannedRun(Run):
             share = pixel_shares(share, self._masks)
         share = share if walk.blends else None
         return RowTable.product(count, batch, deep=deep, share=share), None
-
-    def _records(
-        self,
-        call: int,
-        images: int,
-        table: RowTable,
-        chosen: Sequence[Chosen] | None,
-        means: Tensor | None,
-    ) -> list[dict[str, Any]]:
-        """Fields of the record of a call; ``means`` (J, batch): shares over the pixels."""
-        chosen = chosen or self._walk.choose(call, images, self._cached)
-        by_pixel = None if means is None else means.t().tolist()
-        return [
-            image_record(
-                self._walk.subsets,
-                self._walk.groups(call, one[0]),
-                table,
-                (image, images),
-                one,
-                None if by_pixel is None else by_pixel[image],
-            )
-            for image, one in enumerate(chosen)
-        ]
 
     def _features(self, table: RowTable) -> dict[str, Tensor]:
         """Recorded: the features that entered the up block at this call, by adapter."""

@@ -13,11 +13,10 @@ from torch.nn.utils.rnn import pad_sequence
 
 from .. import ops
 from ..unet.rows import RowTable
-from .hostwalk import Chosen
 from .settings import BASE
 from .summary import StepRecord, Summary
 
-__all__ = ["Recorder", "image_record", "label", "summed"]
+__all__ = ["Recorder", "label", "summed"]
 
 Images = list[dict[str, Any]]  # the deciding fields of a record, per image
 
@@ -129,45 +128,6 @@ class Recorder:
 def _stacked(features: Sequence[Tensor]) -> Tensor:
     """(T, batch, ...). NaN where a call had fewer rows, which are the last: guidance was off."""
     return pad_sequence(features, True, float("nan"), padding_side="left")
-
-
-def image_record(
-    subsets: Sequence[tuple[str, ...]],
-    groups: Sequence[int],
-    table: RowTable,
-    place: tuple[int, int],
-    chosen: Chosen,
-    by_pixel: Sequence[float] | None,
-) -> dict[str, Any]:
-    """The deciding fields of a record for one image.
-
-    Args:
-        subsets: Of the run.
-        groups: Those that the image runs, by position, in the order of its plan.
-        table: The rows of the call.
-        place: The image, and how many there are.
-        chosen: What the image does.
-        by_pixel: Mean shares of its j-th rows, where pixels have their own.
-    """
-    (image, images), (_, choice, early) = place, chosen
-    if isinstance(table.deep, RowTable):
-        fresh = {group for group, is_fresh in zip(groups, choice.refresh, strict=True) if is_fresh}
-    else:
-        fresh = {table.subset[row] for row in table.deep if table.sample[row] % images == image}
-    shares = dict(zip(groups, choice.weights, strict=True))
-    if by_pixel is not None:
-        rows = dict.fromkeys(line[image] for line in table.by_sample)
-        shares = {table.subset[row]: share for row, share in zip(rows, by_pixel, strict=False)}
-    weights = {}
-    for group in groups:  # the adapters of a merged row share its weight evenly
-        members = subsets[group] or (BASE,)
-        weights |= {member: shares[group] / len(members) for member in members}
-    return {
-        "dominant": choice.dominant,
-        "early": early,
-        "refreshed": tuple(dict.fromkeys(n for g in groups if g in fresh for n in subsets[g])),
-        "weights": weights,
-    }
 
 
 def label(subset: tuple[str, ...]) -> str:

@@ -61,8 +61,6 @@ class Settings:
     def _entries(self) -> tuple[tuple[str, ...], ...]:
         form = f"a list of names, a name or {BASE!r}"
         entries, made = self.adapter_names, []
-        if isinstance(self.method, CLoRA):
-            raise ValueError(f"adapter_names: expected None with CLoRA; got {entries!r}")
         if not is_list(entries) or not entries:
             raise ValueError(f"adapter_names: expected per image {form}; got {entries!r}")
         for i, entry in enumerate(entries):
