@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
@@ -26,9 +27,12 @@ class FoldedLayer:
     """
 
     def __init__(self, base: nn.Module, weights: Sequence[Tensor] | Tensor):
-        self.base = base
+        self.base, self._weights = base, weights
         self.stack = weights if isinstance(weights, Tensor) else None
-        self.weights = tuple(weights)
+
+    @cached_property
+    def weights(self) -> tuple[Tensor, ...]:
+        return tuple(self._weights)
 
     @property
     def apart(self) -> bool:

@@ -87,13 +87,15 @@ class Folds:
     ) -> Tensor:
         """[S, N, K...]"""
         base, stack = layer.base.weight.detach(), self._stacks.get(layer.name)
-        if stack is None or len(stack) != len(subsets) or not _alike(stack[0], base):
-            stack = self._stacks[layer.name] = base.new_empty(len(subsets), *base.shape)
+        shape, kind = (len(subsets), *base.shape), (base.dtype, base.device)
+        fits = stack is not None and stack.shape == shape and (stack.dtype, stack.device) == kind
+        if not fits:
+            stack = self._stacks[layer.name] = base.new_empty(shape)
         stale = []
         for i, members in enumerate(subsets):
             key, tensors = _key(layer, members, scale)
             fold = self._folds.get((layer.name, i))
-            if fold is None or fold.key != key or fold.weight.data_ptr() != stack[i].data_ptr():
+            if not fits or fold is None or fold.key != key:
                 self._folds[layer.name, i] = _Fold(key, tensors, stack[i])
                 stale.append(i)
         folded = [i for i in stale if subsets[i]]
@@ -112,10 +114,6 @@ class Folds:
 
 def _size(tensor: Tensor) -> int:
     return tensor.numel() * tensor.element_size()
-
-
-def _alike(a: Tensor, b: Tensor) -> bool:
-    return (a.shape, a.dtype, a.device) == (b.shape, b.dtype, b.device)
 
 
 def _key(

@@ -160,9 +160,10 @@ class Contrast:
         """Loss (images,), dL/dz, maps (J * batch, queries, K), predictions (if ``whole``)."""
         leaf = inputs.sample[:images, : self._channels].detach().requires_grad_(True)
         run = partial(self._executor.run_tapped, whole=whole)
-        passes = partial(self._passes, inputs, table, leaf)
+        chunks = self._executor.chunks(inputs, table)
+        passes = partial(self._passes, inputs, chunks, leaf)
         raw = loss = pull = None
-        if self._executor.cuts(inputs, table):
+        if len(chunks) > 1:
             # The loss compares the maps of all rows, but only one chunk's graph is to be alive:
             # first the maps without graphs, then, with dL/d maps known, chunk by chunk again.
             ends = partial(self._executor.run_tapped, whole=False)
@@ -183,12 +184,12 @@ class Contrast:
     def _passes(
         self,
         inputs: UNetInputs,
-        table: RowTable,
+        chunks: Sequence[Rows],
         z: Tensor,
         run: Callable[[UNetInputs, Rows], Tensor | None],
     ) -> Iterator[tuple[Tensor | None, Tensor]]:
         """What ``run`` gives, and maps, of each chunk of rows at ``z``, one after another."""
-        for rows in self._executor.chunks(inputs, table):
+        for rows in chunks:
             call = self._at(inputs, z)
             with self._tap.listening(stage_size(z.shape), self._columns):
                 noise = run(call, rows)
@@ -202,7 +203,8 @@ class Contrast:
         if not self._reads_maps:
             return self._executor.run(plain, inputs, table, None), None
         z, run = inputs.sample[:, : self._channels], partial(self._executor.run_rows, plain)
-        noise, maps = zip(*self._passes(inputs, table, z, run), strict=True)
+        chunks = self._executor.chunks(inputs, table)
+        noise, maps = zip(*self._passes(inputs, chunks, z, run), strict=True)
         return torch.cat(noise), torch.cat(maps)
 
     def _at(self, inputs: UNetInputs, z: Tensor) -> UNetInputs:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
@@ -193,19 +193,13 @@ class Executor:
             pieces.append(self.run_rows(plain, inputs, rows, cache, shared))
         return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
 
-    def cuts(self, inputs: UNetInputs, table: RowTable) -> bool:
-        """Whether the rows of a step run in more than one chunk."""
-        return len(table) > self._chunk_size(inputs, table)
-
-    def _chunk_size(self, inputs: UNetInputs, table: RowTable) -> int:
-        return inputs.batch if self.keeps_batch else self._execution.max_rows or len(table)
-
-    def chunks(self, inputs: UNetInputs, table: RowTable) -> Iterator[Rows]:
+    def chunks(self, inputs: UNetInputs, table: RowTable) -> list[Rows]:
         """The rows of a step, as many at a time as run together: one adapter's, to keep a batch."""
         inputs, count = self._with_text(inputs), len(table)
-        size = self._chunk_size(inputs, table)
-        for start in range(0, count, size):
-            yield self._bound(table if size >= count else table[start : start + size])
+        size = inputs.batch if self.keeps_batch else self._execution.max_rows or count
+        if size >= count:
+            return [self._bound(table)]
+        return [self._bound(table[start : start + size]) for start in range(0, count, size)]
 
     def run_rows(
         self,
