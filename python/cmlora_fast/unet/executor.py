@@ -106,7 +106,8 @@ class Executor:
         self._state.use(made)
         self._subsets, self._execution, self._texts = len(subsets), execution, texts
         own = texts.own is not None
-        self._denoiser = Denoiser.of(self.unet, self._topology, self._state, made, own)
+        active = (layer.name for layer in adapters.layers if layer.adapters)
+        self._denoiser = Denoiser.of(self.unet, self._topology, self._state, made, active, own)
         self.forget()
         self._begin_graphs()
 

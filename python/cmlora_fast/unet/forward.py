@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 
@@ -49,6 +49,7 @@ class Denoiser:
         state: What its hooked layers read.
         prefix: Leading atoms of the way down that no adapter touches.
         shares_embedding: Whether the time embedding is the same for every adapter.
+        passes_embedding: Whether adapters touch it that no row carries.
     """
 
     unet: nn.Module
@@ -56,6 +57,7 @@ class Denoiser:
     state: LayerState
     prefix: int
     shares_embedding: bool
+    passes_embedding: bool
 
     @classmethod
     def of(
@@ -64,32 +66,37 @@ class Denoiser:
         topology: Topology,
         state: LayerState,
         adapted: Sequence[str],
+        active: Iterable[str],
         own_text: bool = False,
     ) -> Denoiser:
-        """``adapted``: layers that any adapter of the run touches; ``own_text``: prompts differ."""
-        shares = not any("embedding" in name.split(".")[0] for name in adapted)
+        """``adapted``: layers that any adapter of the run touches; ``active``: that any active one
+        does; ``own_text``: prompts differ.
+        """
+        shares = not _in_embedding(adapted)
+        passes = _in_embedding(active)
         if own_text and unet.config.addition_embed_type is not None:
             shares = False  # pooled prompts enter the time embedding
         prefix = topology.untouched(adapted) if shares else 0
         if own_text:
             prefix = min(prefix, topology.first_attention())
-        return cls(unet, topology, state, prefix, shares)
+        return cls(unet, topology, state, prefix, shares, passes)
 
     def shared(self, inputs: UNetInputs, cache: FeatureCache | None) -> Shared:
         """What all rows of a step have in common, computed once per incoming sample."""
-        self.state.rows = rows = Rows.of_batch(inputs.text, inputs.text_rows)
-        start = self._unshared(inputs)
+        rows = Rows.of_batch(inputs.text, inputs.text_rows)
+        start = self._unshared(inputs, rows)
         flow = _Flow(self.state, inputs, rows, start.hidden, start.embedding)
         atoms = min(self.prefix, self._stop(cache))
         alike = flow.down(self.topology.down[:atoms], start.alike)
         return Shared(flow.hidden, start.embedding, tuple(flow.skips), atoms, alike)
 
-    def _unshared(self, inputs: UNetInputs) -> Shared:
+    def _unshared(self, inputs: UNetInputs, rows: Rows) -> Shared:
         sample = inputs.sample
         if fast_on_cpu(sample):  # images then stay so, and their tokens are views
             sample = sample.contiguous(memory_format=torch.channels_last)
         if not self.shares_embedding:
             return Shared(sample, None)
+        self.state.rows = rows if self.passes_embedding else None
         embedding = inputs.time_embedding(self.unet)
         # On a GPU a comparison would wait for the device.
         same = len(embedding) == 1 and fast_on_cpu(sample)
@@ -150,9 +157,9 @@ class Denoiser:
         self, inputs: UNetInputs, rows: Rows, cache: FeatureCache | None, shared: Shared | None
     ) -> _Flow:
         """The way down as far as every row runs it."""
-        self.state.rows = rows
         if shared is None:
-            shared = self.shared(inputs, cache) if rows.table.whole else self._unshared(inputs)
+            whole = rows.table.whole
+            shared = self.shared(inputs, cache) if whole else self._unshared(inputs, rows)
         self.state.rows, embedding = rows, shared.embedding
         if embedding is None:
             embedding = inputs.of_rows(rows).time_embedding(self.unet)
@@ -168,6 +175,10 @@ class Denoiser:
         if unet.conv_norm_out:
             hidden = unet.conv_act(unet.conv_norm_out(hidden))
         return unet.conv_out(hidden).contiguous()
+
+
+def _in_embedding(layers: Iterable[str]) -> bool:
+    return any("embedding" in name.split(".")[0] for name in layers)
 
 
 @dataclass
