@@ -54,14 +54,14 @@ def check_names(method: Method | CLoRA, loaded: Collection[str]) -> None:
 def check_entries(entries: Sequence[Any], inputs: UNetInputs, parts: int) -> None:
     """Raise ``ValueError`` unless ``adapter_names`` has an entry for every image of a UNet call.
 
-    ``parts``: guidance parts as the pipeline tells, 0 for a call outside one, which has any number.
+    ``inputs``: with latents alone as the sample. ``parts``: guidance parts as the pipeline tells, 0
+    for a call outside one, which may have any number.
     """
     count, batch = len(entries), inputs.batch
-    if batch % count == 0:
-        if parts in (0, batch // count):
-            return
-        if inputs.period() == count:  # guidance in more parts than two
-            return
+    # Guidance may have other parts than the pipeline tells; the latents of each are the same.
+    known = parts in (0, batch // count) or (inputs.period() or batch) == count
+    if batch % count == 0 and known:
+        return
     images = batch // parts if parts and batch % parts == 0 else batch
     raise ValueError(
         f"adapter_names: expected an entry for each of the call's {images} images; got {count}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -59,8 +60,8 @@ class PlannedRun(Run):
         if self._entries is None:
             with only_adapters(pipe, text_adapters(method, self.call.adapters.names)):
                 return encode()
-        names = [text_adapters(method, entry) or entry for entry in self._entries]
-        return encode_apart(pipe, encode, names)
+        names = zip(self._entries, self._names(), strict=True)
+        return encode_apart(pipe, encode, [text_adapters(method, n) or entry for entry, n in names])
 
     def begin(self, inputs: UNetInputs, clock: Clock) -> None:
         call, method, executor = self.call, self.settings.planned, self.call.executor
@@ -129,15 +130,23 @@ class PlannedRun(Run):
         super().close()
 
     def images(self, batch: int) -> int:
-        return super().images(batch) if self._entries is None else len(self._entries)
+        if self._entries is None:
+            return super().images(batch)
+        if self._images not in (0, len(self._entries)):
+            raise ValueError(
+                f"adapter_names: expected {len(self._entries)} images as the call began; "
+                f"a callback has left {self._images}"
+            )
+        return len(self._entries)
 
     def _plans(self, inputs: UNetInputs) -> list[Plan]:
         """One for all images, or one per image."""
-        adapters, border, T = self.call.adapters.names, self.call.border, self.clock.steps
-        guided, names = border.guided(), [adapters]
+        border, names, T = self.call.border, self._names(), self.clock.steps
+        guided = border.guided()
         if self._entries is not None:
-            check_entries(self._entries, inputs, 0 if self.clock.lone else border.parts())
-            names = [tuple(n for n in entry if n in adapters) for entry in self._entries]
+            latents = inputs.sample[:, : border.unet.config.out_channels]
+            parts = 0 if self.clock.lone else border.parts()
+            check_entries(self._entries, replace(inputs, sample=latents), parts)
         if len(set(names)) > 1 and self.call.executor.keeps_batch:
             raise ValueError(
                 "adapter_names: expected attention processors that treat every sample by itself; "
@@ -145,6 +154,12 @@ class PlannedRun(Run):
             )
         made = {n: plan(self.settings.planned, n, T, guided=guided) for n in names}
         return [made[n] for n in names] if len(made) > 1 else list(made.values())
+
+    def _names(self) -> list[tuple[str, ...]]:
+        """Adapters of non-zero weight: of all images, or per image."""
+        names = self.call.adapters.names
+        entries = (names,) if self._entries is None else self._entries
+        return [tuple(name for name in entry if name in names) for entry in entries]
 
     def _on_host(
         self, batch: int, images: int, device: torch.device
