@@ -84,6 +84,7 @@ class ContrastRun(Run):
 
     def step(self, plain: Callable[..., Any], inputs: UNetInputs, whole: Callable[[], Any]) -> Any:
         self.recorder.begin_step()
+        self._batch = inputs.batch
         images = self.images(inputs.batch)
         table = RowTable.product(len(self._prompts.rows), inputs.batch)
         self.recorder.note(

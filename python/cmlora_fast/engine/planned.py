@@ -48,7 +48,6 @@ class PlannedRun(Run):
         self._masks: Tensor | None = None
         self._reading: Tensor | None = None
         self._decided: tuple[Tensor, RowTable | None] | None = None
-        self._batch = 0
 
     @staticmethod
     def check(settings: Settings, unet: nn.Module, adapters: LoadedAdapters) -> None:

@@ -113,7 +113,8 @@ class Run:
         self.clock, self.execution, self.summary = Clock(), Execution(), Summary()
         self.recorder = Recorder(self.summary)
         self.correction: Tensor | None = None
-        self._images = 0
+        self._batch = self._images = 0  # of the last step
+        self._known = 0, 0  # a batch, and the images that the scheduler answered it with
 
     @staticmethod
     def check(settings: Settings, unet: nn.Module, adapters: LoadedAdapters) -> None:
@@ -138,6 +139,7 @@ class Run:
     def after_step(self, latents: Tensor) -> None:
         """The scheduler has returned ``latents``: one evaluation of the plan is done."""
         self._images = len(latents)
+        self._known = self._batch, len(latents)
         self.measure(latents)
         self.recorder.end_step()
         self.clock.calls += 1
@@ -154,8 +156,9 @@ class Run:
 
     def images(self, batch: int) -> int:
         """Images behind ``batch`` samples, which come as [unconditional images; conditional]."""
-        if self._images and batch % self._images == 0:  # from the scheduler's answer
-            return self._images
+        known, images = self._known
+        if batch == known and batch % images == 0:
+            return images
         parts = 1 if self.clock.lone else self.call.border.parts()
         return batch // parts if batch % parts == 0 else batch
 
