@@ -11,6 +11,15 @@ namespace {
 
 bool inside(int64_t at, int64_t size) { return at >= 0 && at < size; }
 
+// Channel by channel the values of all taps; kTaps 0 for any number of them.
+template <int kTaps>
+void interleave(const float* const* from, int64_t taps, int64_t C, float* to) {
+  const int64_t count = kTaps > 0 ? kTaps : taps;  // known: the inner loop is unrolled
+  for (int64_t c = 0; c < C; ++c) {
+    for (int64_t tap = 0; tap < count; ++tap) *to++ = from[tap][c];
+  }
+}
+
 }  // namespace
 
 void im2col(const Im2col& op) {
@@ -27,10 +36,8 @@ void im2col(const Im2col& op) {
         const bool there = inside(h, op.H) && inside(w, op.W);
         from[size_t(tap)] = there ? op.image + ((b * op.H + h) * op.W + w) * op.C : outside.data();
       }
-      float* to = op.columns + place * op.C * taps;
-      for (int64_t c = 0; c < op.C; ++c) {
-        for (int64_t tap = 0; tap < taps; ++tap) *to++ = from[size_t(tap)][c];
-      }
+      const auto run = taps == 9 ? interleave<9> : interleave<0>;
+      run(from.data(), taps, op.C, op.columns + place * op.C * taps);
     }
   });
 }

@@ -49,8 +49,10 @@ class FoldedLayer:
         """x: (rows, tokens, K), (rows, K) or (rows, C, H, W) -> the layer's output."""
         x, stack, weights = widened(x, rows), self.stack, self.weights
         if rows.subsets is not None:
-            stack = self.stack.index_select(0, rows.subsets)
+            stack = stack.index_select(0, rows.subsets)
             weights = tuple(stack)
+        if len(rows.segments) == 1:
+            return self._run(x, weights[rows.segments[0][0]])
         segments = _merged(weights, rows.segments)
         if len(segments) == 1:
             return self._run(x, segments[0][0])
