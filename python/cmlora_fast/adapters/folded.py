@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cached_property
 
 import torch
 from torch import Tensor, nn
@@ -27,18 +26,15 @@ class FoldedLayer:
     """
 
     def __init__(self, base: nn.Module, weights: Sequence[Tensor] | Tensor):
-        self.base, self._weights = base, weights
+        self.base = base
         self.stack = weights if isinstance(weights, Tensor) else None
-
-    @cached_property
-    def weights(self) -> tuple[Tensor, ...]:
-        return tuple(self._weights)
+        self.weights = tuple(weights) if self.stack is None else weights
 
     @property
     def apart(self) -> bool:
         """Whether every subset has a weight of its own, which is not part of a stack."""
-        own = len({id(weight) for weight in self.weights}) == len(self.weights)
-        return own and self.stack is None
+        own = self.stack is None
+        return own and len({id(weight) for weight in self.weights}) == len(self.weights)
 
     @property
     def memory(self) -> tuple[Tensor, ...]:
@@ -49,8 +45,7 @@ class FoldedLayer:
         """x: (rows, tokens, K), (rows, K) or (rows, C, H, W) -> the layer's output."""
         x, stack, weights = widened(x, rows), self.stack, self.weights
         if rows.subsets is not None:
-            stack = stack.index_select(0, rows.subsets)
-            weights = tuple(stack)
+            weights = stack = stack.index_select(0, rows.subsets)
         if len(rows.segments) == 1:
             return self._run(x, weights[rows.segments[0][0]])
         segments = _merged(weights, rows.segments)
