@@ -1,6 +1,6 @@
 """CLoRA against a straightforward loop: time in alternating rounds, peak memory, difference.
 
-The loop is ``clora_loop``'s: what the paper's procedure suggests. Both run the same schedule on
+The loop is that of ``loop.py``: what the paper's procedure suggests. Both run the same schedule on
 SD 1.5's layers at half their width, random weights.
 
 python -m cmlora_fast.benchmarks.clora --json
