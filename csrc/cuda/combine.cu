@@ -75,7 +75,8 @@ __global__ void __launch_bounds__(kThreads) combine_kernel(Params params) {
                      offset(runs, i, op.noise_strides[3], op.noise_strides[4]);
     T* out = static_cast<T*>(op.out) + g * op.out_strides[0] + b * op.out_strides[1] +
              offset(runs, i, op.out_strides[2], op.out_strides[3]);
-    const float* weights = op.weights + (per_pixel ? b * pixels + i % pixels : b);
+    const float* weights =
+        op.weights + (per_pixel ? b * pixels + int64_t(uint64_t(i) % uint64_t(pixels)) : b);
     combine_octet<T, vector, per_pixel>(op, noise, weights, out, width);
   }
 }
