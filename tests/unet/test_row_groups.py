@@ -3,8 +3,8 @@
 import cmlora_fast as cf
 import pytest
 import torch
-from cmlora_fast.unet import cpu_layers as fast
-from cmlora_fast.unet.cpu_layers import _pieces
+from cmlora_fast.unet import kit as fast
+from cmlora_fast.unet.fast_layers import _pieces
 from diffusers.models.resnet import ResnetBlock2D
 from diffusers.models.transformers.transformer_2d import Transformer2DModel
 

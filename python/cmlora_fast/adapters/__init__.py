@@ -1,7 +1,16 @@
 """What is loaded in a model, and the weights that its layers run with."""
 
 from .execution import Execution
+from .folded import FoldedLayer
 from .peft import AdaptedLayer, LoadedAdapters, read_adapters
-from .weights import WeightStore
+from .weights import LayerWeights, WeightStore
 
-__all__ = ["AdaptedLayer", "Execution", "LoadedAdapters", "WeightStore", "read_adapters"]
+__all__ = [
+    "AdaptedLayer",
+    "Execution",
+    "FoldedLayer",
+    "LayerWeights",
+    "LoadedAdapters",
+    "WeightStore",
+    "read_adapters",
+]

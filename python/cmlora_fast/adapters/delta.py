@@ -63,7 +63,10 @@ class DeltaLayer:
             return self._linear(x, rows)
         if self._pointwise and not self._static and fast_on_cpu(x):
             return self._linear(x.permute(0, 2, 3, 1), rows).permute(0, 3, 1, 2)
-        y = self.layer.base(x)
+        return self.beside(self.layer.base(x), x, rows)
+
+    def beside(self, y: Tensor, x: Tensor, rows) -> Tensor:
+        """What a convolution's adapters add to its base's ``y``."""
         if rows.subset_of_row is not None:
             return self._add_all_ranks(y, x, rows.subset_of_row)
         return self._add_convolutions(y, x, rows)

@@ -41,18 +41,21 @@ class FoldedLayer:
         """What a replayed step reads."""
         return (self.stack,)
 
-    def __call__(self, x: Tensor, rows) -> Tensor:
-        """x: (rows, tokens, K), (rows, K) or (rows, C, H, W) -> the layer's output."""
+    def __call__(self, x: Tensor, rows, biased: bool = True) -> Tensor:
+        """x: (rows, tokens, K), (rows, K) or (rows, C, H, W) -> the layer's output.
+
+        ``biased`` False: a convolution's, without its bias.
+        """
         x, stack, weights = widened(x, rows), self.stack, self.weights
         if rows.subsets is not None:
-            weights = stack = stack.index_select(0, rows.subsets)
+            weights = stack = _picked(stack, rows.subsets)
         if len(rows.segments) == 1:
-            return self._run(x, weights[rows.segments[0][0]])
+            return self._run(x, weights[rows.segments[0][0]], biased)
         segments = _merged(weights, rows.segments)
         if len(segments) == 1:
-            return self._run(x, segments[0][0])
+            return self._run(x, segments[0][0], biased)
         if not (isinstance(self.base, nn.Linear) and _writes_in_place(x, segments[0][0])):
-            return torch.cat([self._run(x[start:stop], w) for w, start, stop in segments])
+            return torch.cat([self._run(x[start:stop], w, biased) for w, start, stop in segments])
         x = x.contiguous()
         y = x.new_empty(*x.shape[:-1], self.base.out_features)
         if stack is None or not self._as_a_batch(y, x, stack, rows.segments):
@@ -60,11 +63,11 @@ class FoldedLayer:
                 linear_(y[start:stop], x[start:stop], weight, self.base.bias)
         return y
 
-    def _run(self, x: Tensor, weight: Tensor) -> Tensor:
+    def _run(self, x: Tensor, weight: Tensor, biased: bool) -> Tensor:
         base = self.base
         if isinstance(base, nn.Linear):
             return linear(x, weight, base.bias)
-        return conv2d(x, weight, base)
+        return conv2d(x, weight, base, biased)
 
     def _as_a_batch(self, y: Tensor, x: Tensor, stack: Tensor, segments) -> bool:
         """One strided product into ``y``, for equally long segments of consecutive subsets."""
@@ -89,6 +92,16 @@ class FoldedLayer:
 def widened(x: Tensor, rows) -> Tensor:
     """A single sample, which broadcasts, once for every row."""
     return x.expand(rows.count, *x.shape[1:]) if x.shape[0] == 1 and rows.count > 1 else x
+
+
+def _picked(stack: Tensor, subsets: Tensor) -> Tensor:
+    """``stack[subsets]``, in the order in memory that it has."""
+    if stack.dim() != 5:
+        return stack.index_select(0, subsets)
+    channels_last = stack.permute(0, 1, 3, 4, 2)
+    if not channels_last.is_contiguous():
+        return stack.index_select(0, subsets)
+    return channels_last.index_select(0, subsets).permute(0, 1, 4, 2, 3)
 
 
 def _merged(weights: Sequence[Tensor], segments) -> Segments:

@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .. import ops
 from ..ops.tensors import fingerprint
@@ -40,6 +40,8 @@ class Folds:
     def __init__(self) -> None:
         self._folds: dict[FoldSlot, _Fold] = {}  # the last used ones last
         self._stacks: dict[str, Tensor] = {}
+        self._joined: dict[tuple[str, ...], Tensor] = {}
+        self._places: dict[str, Tensor] = {}
 
     @property
     def bytes(self) -> int:
@@ -57,6 +59,29 @@ class Folds:
                 total -= _size(self._folds.pop(slot).weight)
         stacked = {layer for layer, place in self._folds if isinstance(place, int)}
         self._stacks = {layer: s for layer, s in self._stacks.items() if layer in stacked}
+
+    @torch.no_grad()
+    def place(self, joins: Sequence[tuple[AdaptedLayer, ...]], subsets: int) -> None:
+        """Let the stacks of linear layers that are joined lie behind one another: a product each
+        for all of them, see ``joined``.
+        """
+        kept, self._joined, self._places = self._joined, {}, {}
+        for layers in joins:
+            weights = [layer.base.weight.detach() for layer in layers]
+            names, sizes = tuple(layer.name for layer in layers), [len(w) for w in weights]
+            shape, like = (subsets, sum(sizes), weights[0].shape[1]), weights[0]
+            stack = kept.get(names)
+            if stack is None or not _is_like(stack, shape, like):
+                stack = like.new_empty(shape)
+            self._joined[names] = stack
+            self._places |= zip(names, stack.split(sizes, dim=1), strict=True)
+
+    def joined(self) -> dict[tuple[str, ...], FoldedLayer]:
+        """The layers of ``place`` as one, by their names."""
+        return {
+            names: FoldedLayer(nn.Linear(*stack.shape[:0:-1], bias=False, device="meta"), stack)
+            for names, stack in self._joined.items()
+        }
 
     def layer(
         self, layer: AdaptedLayer, subsets: Sequence[tuple[str, ...]], scale: float, stacked: bool
@@ -87,10 +112,12 @@ class Folds:
     ) -> Tensor:
         """[S, N, K...]"""
         base, stack = layer.base.weight.detach(), self._stacks.get(layer.name)
-        shape, kind = (len(subsets), *base.shape), (base.dtype, base.device)
-        fits = stack is not None and stack.shape == shape and (stack.dtype, stack.device) == kind
+        shape, place = (len(subsets), *base.shape), self._places.get(layer.name)
+        fits = stack is not None and _is_like(stack, shape, base)
+        if place is not None:
+            fits = fits and stack.data_ptr() == place.data_ptr()
         if not fits:
-            stack = self._stacks[layer.name] = base.new_empty(shape)
+            stack = self._stacks[layer.name] = _new_stack(shape, base) if place is None else place
         stale = []
         for i, members in enumerate(subsets):
             key, tensors = _key(layer, members, scale)
@@ -109,7 +136,20 @@ class Folds:
 
     def clear(self) -> None:
         """Drop every fold."""
-        self._folds, self._stacks = {}, {}
+        self._folds, self._stacks, self._joined, self._places = {}, {}, {}, {}
+
+
+def _is_like(stack: Tensor, shape: tuple[int, ...], like: Tensor) -> bool:
+    kind = stack.dtype, stack.device
+    return stack.shape == shape and kind == (like.dtype, like.device)
+
+
+def _new_stack(shape: tuple[int, ...], like: Tensor) -> Tensor:
+    """[S, N, K]; of convolutions [S, N, C, kh, kw], with their channels together."""
+    if len(shape) != 5:
+        return like.new_empty(shape)
+    subsets, N, C, height, width = shape
+    return like.new_empty(subsets, N, height, width, C).permute(0, 1, 4, 2, 3)
 
 
 def _size(tensor: Tensor) -> int:

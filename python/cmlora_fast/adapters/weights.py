@@ -57,6 +57,7 @@ class WeightStore:
     def __init__(self) -> None:
         self._folds = Folds()
         self._deltas: dict[str, _Delta] = {}
+        self.joined: dict[tuple[str, ...], LayerWeights] = {}
         self.report = WeightReport("base", "no adapter is active", 0)
 
     def prepare(
@@ -65,14 +66,17 @@ class WeightStore:
         subsets: Sequence[Subset],
         scale: float,
         execution: Execution,
+        joins: Sequence[tuple[str, ...]] = (),
     ) -> dict[str, LayerWeights]:
-        """Weights by layer name for rows that carry one of ``subsets``.
+        """Weights by layer name for rows that carry one of ``subsets``; see also ``joined``.
 
         Args:
             adapters: What ``read_adapters`` found.
             subsets: Distinct adapter subsets of the run; rows refer to them by position.
             scale: Multiplies every adapter (``cross_attention_kwargs["scale"]``).
             execution: How the run executes; a static one has its folds stacked.
+            joins: Linear layers that read one input. Those that are folded in stacks also run as
+                one layer, by their names in ``joined``.
         """
         started, static = time.perf_counter(), execution.static
         layers = [layer for layer in adapters.layers if any(_members(layer, s) for s in subsets)]
@@ -82,6 +86,7 @@ class WeightStore:
         self._folds.make_room(wanted, limit if fold and not static else 0, adapters.loaded)
         deltas, self._deltas = self._deltas, {}
         weights: dict[str, LayerWeights] = {}
+        self._folds.place(_joinable(layers, joins) if fold and static else [], len(subsets))
         for layer in layers:
             if fold and _foldable(layer):
                 members = [_members(layer, subset) for subset in subsets]
@@ -90,13 +95,14 @@ class WeightStore:
                 delta = _delta(layer, subsets, scale, static, deltas.get(layer.name))
                 self._deltas[layer.name] = delta
                 weights[layer.name] = delta.weights
+        self.joined = self._folds.joined()
         self.report = self._report(len(weights), reason, time.perf_counter() - started)
         return weights
 
     def clear(self) -> None:
         """Drop every weight that was built."""
         self._folds.clear()
-        self._deltas = {}
+        self._deltas, self.joined = {}, {}
 
     def _policy(
         self, layers: Sequence[AdaptedLayer], need: int, subsets: int, execution: Execution
@@ -136,6 +142,14 @@ def _foldable(layer: AdaptedLayer) -> bool:
     plain = type(layer.base) in (nn.Linear, nn.Conv2d) and type(weight) in (nn.Parameter, Tensor)
     zeros = getattr(layer.base, "padding_mode", "zeros") == "zeros"
     return plain and zeros and weight.is_floating_point()
+
+
+def _joinable(
+    layers: Sequence[AdaptedLayer], joins: Sequence[tuple[str, ...]]
+) -> list[tuple[AdaptedLayer, ...]]:
+    """Layers of the run that may share one product: every one of a join, and all may be folded."""
+    known = {layer.name: layer for layer in layers if _foldable(layer)}
+    return [tuple(known[n] for n in names) for names in joins if known.keys() >= set(names)]
 
 
 def _fold_bytes(layers: Sequence[AdaptedLayer], subsets: Sequence[Subset]) -> dict[FoldSlot, int]:

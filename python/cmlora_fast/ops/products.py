@@ -9,6 +9,8 @@ frozen, so nothing is kept of it but them.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -16,15 +18,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from ._check import DTYPES
 from .backends import pick
 from .im2col import col2im, im2col
 
 __all__ = [
     "conv2d",
     "fast_on_cpu",
+    "fast_on_gpu",
     "is_pointwise",
     "linear",
     "linear_",
+    "measured_convolutions",
     "product",
     "takes_product",
 ]
@@ -42,6 +47,15 @@ def fast_on_cpu(x: Tensor, *constants: Tensor | None) -> bool:
     if torch.is_grad_enabled() and any(c is not None and c.requires_grad for c in constants):
         return False
     return not torch.is_autocast_enabled("cpu") and pick("unet", x, ("cpu",)) == "cpu"
+
+
+def fast_on_gpu(x: Tensor) -> bool:
+    """Whether our CUDA kernels compute what follows from ``x``, of which no graph is recorded."""
+    if not x.is_cuda or x.dtype not in DTYPES:
+        return False
+    if torch.is_grad_enabled() or torch.compiler.is_compiling():
+        return False
+    return not torch.is_autocast_enabled("cuda") and pick("unet", x, ("cuda",)) == "cuda"
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -88,16 +102,39 @@ def linear_(out: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None) -> None
         torch.addmm(bias, x.flatten(0, -2), weight.t(), out=out.flatten(0, -2))
 
 
-def conv2d(x: Tensor, weight: Tensor, layer: nn.Conv2d) -> Tensor:
-    """``layer``, padded with zeros, with this weight."""
-    if is_pointwise(layer) and fast_on_cpu(x):
-        return linear(x.permute(0, 2, 3, 1), weight.flatten(1), layer.bias).permute(0, 3, 1, 2)
+def conv2d(x: Tensor, weight: Tensor, layer: nn.Conv2d, biased: bool = True) -> Tensor:
+    """``layer``, padded with zeros, with this weight; ``biased`` False: without its bias."""
+    bias = layer.bias if biased else None
+    if is_pointwise(layer) and _has_tokens(x):
+        return linear(x.permute(0, 2, 3, 1), weight.flatten(1), bias).permute(0, 3, 1, 2)
     at = layer.stride, layer.padding, layer.dilation, layer.groups
-    if not (isinstance(layer.padding, tuple) and takes_product(x, weight, layer.bias)):
-        return F.conv2d(x, weight, layer.bias, *at)
+    if not (isinstance(layer.padding, tuple) and takes_product(x, weight, bias)):
+        return F.conv2d(x, weight, bias, *at)
     if torch.is_grad_enabled() and x.requires_grad:
-        return _Convolution.apply(x, weight, layer.bias, *at)
-    return _convolve(x, weight, layer.bias, *at)
+        return _Convolution.apply(x, weight, bias, *at)
+    return _convolve(x, weight, bias, *at)
+
+
+@contextmanager
+def measured_convolutions() -> Iterator[None]:
+    """cuDNN chooses its algorithms by measuring them, the first time that it sees a shape.
+
+    Where the user asks for determinism, it goes on choosing by rule: two measurements may differ.
+    """
+    backend = torch.backends.cudnn
+    before = backend.benchmark
+    backend.benchmark = before or not backend.deterministic
+    try:
+        yield
+    finally:
+        backend.benchmark = before
+
+
+def _has_tokens(x: Tensor) -> bool:
+    """Whether the pixels of images are as good as rows of a matrix."""
+    if fast_on_cpu(x):
+        return True
+    return fast_on_gpu(x) and x.is_contiguous(memory_format=torch.channels_last)
 
 
 def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None, *at: Any) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..adapters import Execution, LoadedAdapters, WeightStore
+from ..ops.products import measured_convolutions
 from ..ops.tensors import plain_tensors
 from .cache import FeatureCache
 from .forward import Denoiser, Shared
@@ -102,8 +103,9 @@ class Executor:
             self._kept_graphs.clear()  # before other weights are made
         self._layers.attach(self.unet, adapters.layers)
         with plain_tensors():  # they outlive the run, and a later one may need gradients
-            made = self.store.prepare(adapters, subsets, scale, execution)
-        self._state.use(made)
+            joins = self._layers.joins if execution.static else ()
+            made = self.store.prepare(adapters, subsets, scale, execution, joins)
+        self._state.use(made, self.store.joined)
         self._subsets, self._execution, self._texts = len(subsets), execution, texts
         own = texts.own is not None
         active = (layer.name for layer in adapters.layers if layer.adapters)
@@ -123,7 +125,12 @@ class Executor:
 
     def _mode(self) -> AbstractContextManager:
         """What is kept from run to run is written to in the next one, whatever its grad mode."""
-        return plain_tensors() if self._execution.static else nullcontext()
+        if not self._execution.static:
+            return nullcontext()
+        stack = ExitStack()
+        stack.enter_context(plain_tensors())
+        stack.enter_context(measured_convolutions())
+        return stack
 
     def new_cache(self, cut: Cut) -> FeatureCache:
         """For a run."""

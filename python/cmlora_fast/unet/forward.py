@@ -9,8 +9,8 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from ..ops.products import fast_on_cpu
 from .cache import FeatureCache
+from .fast_blocks import norm_silu, takes_norm
 from .inputs import UNetInputs
 from .rows import Rows
 from .state import LayerState
@@ -92,14 +92,13 @@ class Denoiser:
 
     def _unshared(self, inputs: UNetInputs, rows: Rows) -> Shared:
         sample = inputs.sample
-        if fast_on_cpu(sample):  # images then stay so, and their tokens are views
+        if self.state.kit.takes(sample):  # images then stay so, and their tokens are views
             sample = sample.contiguous(memory_format=torch.channels_last)
         if not self.shares_embedding:
             return Shared(sample, None)
         self.state.rows = rows if self.passes_embedding else None
         embedding = inputs.time_embedding(self.unet)
-        # On a GPU a comparison would wait for the device.
-        same = len(embedding) == 1 and fast_on_cpu(sample)
+        same = len(embedding) == 1 and self.state.kit.host and self.state.kit.takes(sample)
         return Shared(sample, embedding, alike=inputs.period() if same else None)
 
     def _stop(self, cache: FeatureCache | None) -> int:
@@ -171,9 +170,13 @@ class Denoiser:
         return flow
 
     def _finish(self, hidden: Tensor) -> Tensor:
-        unet = self.unet
-        if unet.conv_norm_out:
-            hidden = unet.conv_act(unet.conv_norm_out(hidden))
+        unet, norm = self.unet, self.unet.conv_norm_out
+        if norm and self.state.kit.takes(hidden) and takes_norm(norm, unet.conv_act):
+            hidden = norm_silu(norm, hidden.contiguous(memory_format=torch.channels_last))
+        elif norm:
+            hidden = unet.conv_act(norm(hidden))
+        if self.state.joins is not None:
+            self.state.joins.forget()
         return unet.conv_out(hidden).contiguous()
 
 
@@ -265,7 +268,8 @@ class _Flow:
     def _attend(self, attention: nn.Module, alike: int | None = None) -> None:
         rows, hidden = self.rows, self.hidden
         apart = len(rows.segments) > 1 and not self.inputs.attention_kwargs
-        if not (apart and fast_on_cpu(hidden) and self.state.runs_apart(attention)):
+        apart = apart and self.state.kit.host and self.state.kit.takes(hidden)
+        if not (apart and self.state.runs_apart(attention)):
             self.hidden = self._attended(attention, hidden, alike)
             return
         # Nothing is shared, and a few rows stay in the processor's caches.

@@ -129,6 +129,7 @@ class StepGraphs:
         layers = denoiser.state.weights
         tensors = [t for name, t in unet.named_parameters() if ".lora_" not in name]
         tensors += [t for layer in layers.values() for t in layer.memory]
+        tensors += denoiser.state.arranged.memory
         kind = execution.recorded, execution.compiled, tuple(layers)
         kind += denoiser.prefix, denoiser.shares_embedding
         now = kind, tuple((t.data_ptr(), t.shape, t.dtype) for t in tensors)

@@ -11,7 +11,9 @@ from diffusers.models.attention_processor import Attention
 from torch import Tensor, nn
 
 from ..adapters import AdaptedLayer
-from .cpu_layers import fast_modules
+from .fast_layers import fast_modules
+from .joins import Joins
+from .kit import CPU, kit_of
 from .patches import Patches
 from .rows import Rows, pick
 from .state import LayerState
@@ -37,13 +39,27 @@ class LayerHooks:
         if (device, modules) == self._hooked:
             return
         self.detach()
-        for module, fast in list(fast_modules(unet, self._state)) if device.type == "cpu" else ():
+        kit = kit_of(device)
+        self._state.forms = dict(fast_modules(unet, self._state)) if kit else {}
+        for module, fast in self._state.forms.items():
             self._patches.set(module, "forward", _in_a_run(module.forward, fast, self._state))
         self._state.hooked = dict.fromkeys(text) | {layer.module: layer.name for layer in layers}
         for module, name in self._state.hooked.items():
             hook = _hook(module, name, module in text, self._state)
             self._patches.set(module, "forward", hook)
+        joins = kit is not None and kit.joins
+        self._state.kit = kit or CPU
+        self._state.joins = Joins(unet, self._names(), self._state.arranged) if joins else None
         self._hooked, self._text = (device, modules), tuple(text)
+
+    def _names(self) -> dict[nn.Module, str]:
+        """Adapted layers."""
+        return {module: name for module, name in self._state.hooked.items() if name is not None}
+
+    @property
+    def joins(self) -> list[tuple[str, ...]]:
+        """Names of adapted layers that may share one product."""
+        return [] if self._state.joins is None else self._state.joins.names
 
     def make_text(self) -> None:
         """All keys and values at once: a replayed step runs none of the code that makes them."""
@@ -56,6 +72,8 @@ class LayerHooks:
     def detach(self) -> None:
         """Leave every layer as it was found."""
         self._patches.restore()
+        self._state.forms, self._state.joins = {}, None
+        self._state.arranged.clear()
         self._text = ()
         self._hooked = None
 

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
+from diffusers.models.attention_processor import Attention
+from diffusers.models.resnet import ResnetBlock2D
 from torch import Tensor, nn
 
+from ..adapters import FoldedLayer
+from ..ops.products import conv2d, is_pointwise
+from .arranged import Arranged
+from .joins import Joins, base_of
+from .kit import CPU, Kit
 from .rows import Rows
 from .tap import TapProcessor
 
@@ -27,6 +34,10 @@ class LayerState:
         alike: To the module that runs next: rows that lie so far apart in one segment are the same
             until text is read.
         constant_text: No gradient is wanted of the text, so it may be kept while one is recorded.
+        kit: How the layers' faster forms run on the device.
+        forms: Modules that run in such a form.
+        arranged: Base weights as the device reads them.
+        joins: Products that run as one; None: none do.
         text_memory: Where keys and values of each shape lie in every run, for steps that are
             replayed; None: each run has its own.
     """
@@ -38,8 +49,46 @@ class LayerState:
     text: dict[nn.Module, Tensor] = field(default_factory=dict)
     alike: int | None = None
     constant_text: bool = False
+    kit: Kit = CPU
+    forms: Mapping[nn.Module, Callable] = field(default_factory=dict)
+    arranged: Arranged = field(default_factory=Arranged)
+    joins: Joins | None = None
     text_memory: dict[tuple[nn.Module, torch.Size], Tensor] | None = None
     _apart: dict[nn.Module, bool] = field(default_factory=dict)
+
+    def runs(self, module: nn.Module) -> bool:
+        """Whether the module runs in a form of ours."""
+        return module in self.forms
+
+    def weight(self, layer: nn.Conv2d, x: Tensor) -> Tensor:
+        """The base weight, for an input ``x``."""
+        if self.joins is None or is_pointwise(layer) or not self.kit.takes(x):
+            return layer.weight
+        return self.arranged.channels_last(layer)
+
+    def unbiased(self, layer: nn.Module, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        """A convolution of ``x``, and its bias if that is still to be added."""
+        base, rows = base_of(layer), self.rows
+        known = type(base) is nn.Conv2d and (layer in self.hooked or layer in self.forms)
+        if self.joins is None or not known or layer._forward_hooks or layer._forward_pre_hooks:
+            return layer(x), None
+        weights = self.weights.get(self.hooked.get(layer))
+        if isinstance(weights, FoldedLayer):
+            return weights(x, rows.of_samples(len(x)), biased=False), base.bias
+        y = conv2d(x, self.weight(base, x), base, biased=False)
+        return y if weights is None else weights.beside(y, x, rows.of_samples(len(x))), base.bias
+
+    def time_shift(self, resnet: ResnetBlock2D, embedding: Tensor, biased: bool) -> Tensor:
+        """(rows or 1, C): as ``Joins.shift``."""
+        shift = None if self.joins is None else self.joins.shift(resnet, embedding, biased)
+        if shift is not None:
+            return shift
+        shift = resnet.time_emb_proj(resnet.nonlinearity(embedding))
+        return shift + base_of(resnet.conv1).bias if biased else shift
+
+    def joined_product(self, module: Attention, x: Tensor) -> Sequence[Tensor] | None:
+        """As ``Joins.product``."""
+        return None if self.joins is None else self.joins.product(module, x, self.rows)
 
     def take_alike(self) -> int | None:
         """``alike``, which says nothing of the modules that come after."""
@@ -64,10 +113,25 @@ class LayerState:
         """Whether keys and values may be kept: not while a graph is recorded through them."""
         return self.all_rows is not None and (self.constant_text or not torch.is_grad_enabled())
 
-    def use(self, weights: Mapping[str, Callable[[Tensor, Rows], Tensor]]) -> None:
-        """Let the hooked layers run with these weights."""
+    def use(
+        self,
+        weights: Mapping[str, Callable[[Tensor, Rows], Tensor]],
+        joined: Mapping[tuple[str, ...], Callable[[Tensor, Rows], Tensor]] | None = None,
+    ) -> None:
+        """Let the hooked layers run with these weights, and joined ones with those."""
         self.weights = weights
         self._apart.clear()
+        self.arranged.refresh()
+        if self.joins is not None:
+            self.joins.begin(weights, joined or {})
+            self._arrange()
+
+    def _arrange(self) -> None:
+        """Base weights that a run will ask for: replays read their addresses."""
+        own = {base_of(layer) for layer, name in self.hooked.items() if name in self.weights}
+        for layer in self.forms:
+            if type(layer) is nn.Conv2d and layer not in own and not is_pointwise(layer):
+                self.arranged.channels_last(layer)
 
     def runs_apart(self, module: nn.Module) -> bool:
         """Whether no base layer in ``module`` runs twice when every subset runs by itself."""
