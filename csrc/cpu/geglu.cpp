@@ -24,7 +24,8 @@ void geglu(const Geglu& op, int isa) {
   const int64_t bytes = op.N * element_size(op.dtype);
   for_tokens(op.tokens, op.N, kernels, [&](int64_t i) {
     const char* x = static_cast<const char*>(op.x) + i * 2 * bytes;
-    kernels.geglu[int(op.dtype)]({static_cast<char*>(op.out) + i * bytes, x, x + bytes, op.N});
+    char* out = static_cast<char*>(op.out) + i * op.out_stride * element_size(op.dtype);
+    kernels.geglu[int(op.dtype)]({out, x, x + bytes, op.N});
   });
 }
 

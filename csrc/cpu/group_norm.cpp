@@ -30,7 +30,7 @@ struct Plan {
 // Mean and variance of channels first .. first + count, shifted: those of the stretches, joined.
 void join(const Plan& plan, int64_t row, int64_t first, int64_t count, double* mean, double* var) {
   const GroupNorm& op = plan.op;
-  const float* shift = op.shift ? op.shift + row * op.C : nullptr;
+  const float* shift = op.shift ? static_cast<const float*>(op.shift) + row * op.C : nullptr;
   double sum = 0, squares = 0;
   const auto each = [&](auto&& add) {
     for (int64_t s = 0; s < plan.stretches; ++s) {
@@ -52,6 +52,8 @@ void join(const Plan& plan, int64_t row, int64_t first, int64_t count, double* m
 void find_factors(const Plan& plan, int64_t row) {
   const GroupNorm& op = plan.op;
   const int64_t count = op.C / op.groups;
+  const auto* weight = static_cast<const float*>(op.weight);
+  const auto* bias = static_cast<const float*>(op.bias);
   float* scale = plan.factors(row);
   float* offset = scale + op.C;
   for (int64_t first = 0; first < op.C; first += count) {
@@ -59,10 +61,10 @@ void find_factors(const Plan& plan, int64_t row) {
     join(plan, row, first, count, &mean, &var);
     const double inverse = 1 / std::sqrt(var + double(op.eps));
     for (int64_t c = first; c < first + count; ++c) {
-      const double factor = op.weight[c] * inverse;
-      const double shift = op.shift ? op.shift[row * op.C + c] : 0;
+      const double factor = weight[c] * inverse;
+      const double shift = op.shift ? static_cast<const float*>(op.shift)[row * op.C + c] : 0;
       scale[c] = float(factor);
-      offset[c] = float(op.bias[c] + (shift - mean) * factor);
+      offset[c] = float(bias[c] + (shift - mean) * factor);
     }
   }
 }

@@ -3,15 +3,17 @@
 #include <cstdint>
 
 #include "common/dtype.h"
+#include "ops/stream.h"
 
 namespace cmlora {
 
 // out[i] = x[i, :N] · gelu(x[i, N:]), with gelu(g) = g Φ(g).
 struct Geglu {
-  void* out;      // [tokens, N], contiguous
+  void* out;      // [tokens, N], last dimension contiguous
   const void* x;  // [tokens, 2N], contiguous
   int64_t tokens;
   int64_t N;
+  int64_t out_stride;  // of tokens
   DType dtype;
 };
 
@@ -29,5 +31,9 @@ namespace cpu {
 void geglu(const Geglu& op, int isa);
 void geglu_backward(const GegluBackward& op, int isa);
 }  // namespace cpu
+
+namespace cuda {
+void geglu(const Geglu& op, const Stream& stream);
+}
 
 }  // namespace cmlora

@@ -132,9 +132,9 @@ void run(dim3 grid, int threads, int shared_bytes, const std::function<void()>& 
   running.kernel = &kernel;
   block = &running;
   gridDim = grid;
-  for (unsigned y = 0; y < grid.y; ++y) {
+  for (unsigned i = 0; i < grid.z * grid.y; ++i) {
     for (unsigned x = 0; x < grid.x; ++x) {
-      blockIdx = dim3(x, y, 0);
+      blockIdx = dim3(x, i % grid.y, i / grid.y);
       run_block(threads);
     }
   }

@@ -8,4 +8,5 @@ NB_MODULE(_cuda_host, m) {
   cmlora::bind_lora(m);
   cmlora::bind_latents(m);
   cmlora::bind_runtime(m);
+  cmlora::bind_transformer(m);
 }

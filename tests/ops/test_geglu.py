@@ -88,3 +88,19 @@ def test_wrong_arguments_are_named():
     for argument, error, message in wrong:
         with pytest.raises(error, match="geglu: .*" + message):
             ops.geglu(argument)
+
+
+@pytest.mark.parametrize("shape", [(2, 7, 64), (3, 66), (1, 2), (4, 514)], ids=str)
+@pytest.mark.parametrize("room", [0, 8])
+def test_cuda_matches_reference(shape, room, dtype, cuda):
+    x = (3 * torch.randn(shape)).to(dtype)
+    value, exact = x.double().chunk(2, -1)[0], reference.geglu(x.double())
+    out = cuda.geglu(x, room)
+    assert out.shape == (*shape[:-1], shape[-1] // 2 + room)
+    assert_as_good(out[..., : shape[-1] // 2], reference.geglu(x), exact, value.abs())
+
+
+def test_cuda_leaves_gradients_to_the_twin(cuda):
+    x = torch.randn(3, 16, requires_grad=True)
+    twin = torch.autograd.grad(reference.geglu(x).sum(), x)[0]
+    assert torch.equal(torch.autograd.grad(ops.geglu(x).sum(), x)[0], twin)

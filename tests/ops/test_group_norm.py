@@ -21,11 +21,11 @@ def make_inputs(rows, tokens, C, groups, dtype=torch.float32, mean=0.0):
     return x, groups, torch.randn(C), torch.randn(C), torch.randn(rows, C), 1e-5
 
 
-def check(x, groups, *rest, **options):
+def check(x, groups, *rest, call=ops, room=0, **options):
     doubles = [t.double() if torch.is_tensor(t) else t for t in (x, groups, *rest)]
     exact = reference.group_norm(*doubles, **options)
     twin = reference.group_norm(x, groups, *rest, **options)
-    ours = ops.group_norm(x, groups, *rest, **options)
+    ours = call.group_norm(x, groups, *rest, **options, room=room)[..., : x.shape[2]]
     assert_as_good(ours, twin, exact, sizes_of_terms(*doubles))
 
 
@@ -58,6 +58,46 @@ def test_without_shift_and_strided(dtype, isa):
     check(x[:, 3:, :48], groups, weight[:48], bias[:48], None, eps, silu=True)
 
 
+KERNEL_SHAPES = [  # rows, tokens, C, groups
+    (2, 100, 64, 32),  # several chunks of a row
+    (1, 17, 320, 32),  # groups of ten channels, two blocks of them
+    (3, 9, 640, 32),
+    (2, 40, 30, 5),  # nothing divides a vector
+    (1, 3, 2560, 32),
+    (2, 5, 2304, 1),  # one group, wider than a block has threads
+    (1, 1, 4, 2),
+]
+
+
+@pytest.mark.parametrize("silu", [False, True], ids=["plain", "silu"])
+@pytest.mark.parametrize("shape", KERNEL_SHAPES, ids=str)
+def test_cuda_matches_reference(shape, silu, dtype, cuda):
+    check(*make_inputs(*shape, dtype), call=cuda, silu=silu)
+
+
+@pytest.mark.parametrize("C", [64, 30])
+def test_tables_of_any_kind(C, dtype, cuda):
+    """Of the images' own dtype, of one row, part of a wider tensor, absent."""
+    x, groups, weight, bias, _, eps = make_inputs(3, 33, C, 2, dtype)
+    wide = torch.randn(3, 2 * C)
+    for shift in (wide[:, C:], wide[:1, C:].to(dtype), wide[:, :C].to(dtype), None):
+        check(x, groups, weight.to(dtype), bias.to(dtype), shift, eps, call=cuda)
+        check(x, groups, weight.to(dtype), bias.to(dtype), shift, eps)
+    check(x, groups, weight, bias, wide[:1, :C], eps, call=cuda, room=8)
+
+
+@pytest.mark.parametrize("mean", [30.0, -1000.0])
+def test_cuda_with_means_far_from_zero(mean, cuda):
+    check(*make_inputs(2, 300, 48, 16, mean=mean), call=cuda, silu=True)
+
+
+def test_cuda_reads_strided_rows_and_none_depends_on_others(dtype, cuda):
+    x, groups, weight, bias, shift, eps = make_inputs(3, 50, 96, 4, dtype)
+    check(x[:, 3:, :48], groups, weight[:48], bias[:48], None, eps, call=cuda, silu=True)
+    out = cuda.group_norm(x, groups, weight, bias, shift, eps)
+    assert torch.equal(cuda.group_norm(x[1:2], groups, weight, bias, shift[1:2], eps), out[1:2])
+
+
 def test_extreme_values(isa):
     x = torch.zeros(1, 8, 8)
     x[0, 0] = 1e4
@@ -87,7 +127,7 @@ def test_wrong_arguments_are_named():
         ((x, 3, weight, bias), ValueError, "groups that divide"),
         ((x, groups, weight[:4], bias), ValueError, "weight"),
         ((x, groups, weight, bias.double()), TypeError, "bias"),
-        ((x, groups, weight, bias, shift[:1]), ValueError, "shift"),
+        ((x, groups, weight, bias, shift[:, :4]), ValueError, "shift"),
         ((x.clone().requires_grad_(), groups, weight, bias), RuntimeError, "records no gradient"),
     ]
     for arguments, error, message in wrong:

@@ -1,5 +1,6 @@
 """Public ops. In-place ops (trailing underscore) write into a tensor their caller owns."""
 
+from .add_shift import add_shift
 from .attention import attention
 from .attention_masks import attention_masks
 from .attention_tap import attention_tap
@@ -11,12 +12,15 @@ from .decide import decide_
 from .geglu import geglu
 from .group_norm import group_norm
 from .im2col import col2im, im2col
+from .layer_norm import add_layer_norm, layer_norm
 from .lora_delta import lora_delta, lora_delta_
 from .lora_fold import lora_fold
 from .lora_linear import lora_linear
 from .radial_amplitude import radial_amplitude
 
 __all__ = [
+    "add_layer_norm",
+    "add_shift",
     "attention",
     "attention_masks",
     "attention_tap",
@@ -29,6 +33,7 @@ __all__ = [
     "geglu",
     "group_norm",
     "im2col",
+    "layer_norm",
     "lora_delta",
     "lora_delta_",
     "lora_fold",

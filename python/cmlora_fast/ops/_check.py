@@ -46,6 +46,19 @@ def check_table(
         raise shape_error(op, f"{name} contiguous and on {device}", tensor)
 
 
+def check_vector(op: str, name: str, tensor: Tensor, like: Tensor) -> None:
+    """[C] for a tensor [..., C]: float32 or its dtype, contiguous, on its device."""
+    dtype = like.dtype if getattr(tensor, "dtype", None) is like.dtype else torch.float32
+    check_table(op, name, tensor, dtype, like.device)
+    if tensor.shape != like.shape[-1:]:
+        raise shape_error(op, f"{name} for [..., C]", tensor, like)
+
+
+def check_room(op: str, room: int) -> None:
+    if not isinstance(room, int) or isinstance(room, bool) or room < 0:
+        raise ValueError(f"{op}: expected room, columns left free, of 0 or more; got {room!r}")
+
+
 def check_row_table(
     op: str, like: Tensor, rows: int | None, total_rank: int, tables: Sequence[Tensor]
 ) -> "_C.RowTable | None":

@@ -6,46 +6,52 @@ from torch.autograd.function import once_differentiable
 
 from .. import _C
 from . import reference
-from ._check import DTYPES, check_floats, shape_error
+from ._check import DTYPES, check_floats, check_room, shape_error
 from ._register import register
-from .backends import isa, pick
+from .backends import isa, launch, pick
 
 
-def _fake(x: Tensor) -> Tensor:
-    return torch.empty(*x.shape[:-1], x.shape[-1] // 2, dtype=x.dtype, device=x.device)
+def _fake(x: Tensor, room: int = 0) -> Tensor:
+    return torch.empty(*x.shape[:-1], x.shape[-1] // 2 + room, dtype=x.dtype, device=x.device)
 
 
 @register(fake=_fake)
-def geglu(x: Tensor) -> Tensor:
+def geglu(x: Tensor, room: int = 0) -> Tensor:
     """``out = x[..., :N] · gelu(x[..., N:])``, with ``gelu(g) = g Φ(g)``
 
     Computes in float32 and rounds once. Differentiable once.
 
     Args:
         x: [..., 2N], contiguous.
+        room: Columns behind N that are left free, for what the next product also reads; no graph
+            is recorded then.
 
     Returns:
-        [..., N], contiguous.
+        [..., N + room], contiguous.
     """
     op = "geglu"
     check_floats(op, "x", x)
     if x.dim() == 0 or x.shape[-1] % 2 or not x.is_contiguous():
         raise shape_error(op, "x [..., 2N], contiguous", x)
-    if pick(op, x, ("cpu",)) == "torch":
-        return reference.geglu(x)
-    return _Geglu.apply(x) if torch.is_grad_enabled() and x.requires_grad else _forward(x)
+    check_room(op, room)
+    backend = pick(op, x, ("cpu", "cuda"))
+    recorded = torch.is_grad_enabled() and x.requires_grad
+    if backend == "torch" or (recorded and (room or backend == "cuda")):
+        return reference.geglu(x, room)
+    return _Geglu.apply(x) if recorded else _forward(x, backend, room)
 
 
-def _forward(x: Tensor) -> Tensor:
-    out = _fake(x)
-    _C.geglu(out.data_ptr(), x.data_ptr(), *_sizes(out), DTYPES[x.dtype], isa())
+def _forward(x: Tensor, backend: str = "cpu", room: int = 0) -> Tensor:
+    out, N = _fake(x, room), x.shape[-1] // 2
+    addresses = out.data_ptr(), N + room, x.data_ptr()
+    launch("geglu", backend, x, *addresses, *_sizes(x), DTYPES[x.dtype])
     return out
 
 
-def _sizes(out: Tensor) -> tuple[int, int]:
+def _sizes(x: Tensor) -> tuple[int, int]:
     """Tokens and N."""
-    N = out.shape[-1]
-    return out.numel() // N if N else 0, N
+    N = x.shape[-1] // 2
+    return x.numel() // (2 * N) if N else 0, N
 
 
 class _Geglu(torch.autograd.Function):
@@ -62,5 +68,5 @@ class _Geglu(torch.autograd.Function):
         (x,) = ctx.saved_tensors
         grad, dx = grad.contiguous(), torch.empty_like(x)
         addresses = dx.data_ptr(), grad.data_ptr(), x.data_ptr()
-        _C.geglu_backward(*addresses, *_sizes(grad), DTYPES[x.dtype], isa())
+        _C.geglu_backward(*addresses, *_sizes(x), DTYPES[x.dtype], isa())
         return dx

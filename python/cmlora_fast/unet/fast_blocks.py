@@ -24,8 +24,10 @@ Forward = Callable[..., Any]
 
 
 def takes_norm(norm: nn.Module, activation: nn.Module | None = None) -> bool:
-    """Whether ``norm_silu`` computes both, or the op the norm alone."""
-    if type(norm) is not nn.GroupNorm or not norm.affine or not _unheard(norm):
+    """Whether ``norm_silu`` computes both, or the op the norm alone; it records no gradient."""
+    if type(norm) is not nn.GroupNorm or not norm.affine or torch.is_grad_enabled():
+        return False
+    if not _unheard(norm):
         return False
     return activation is None or (type(activation) is nn.SiLU and _unheard(activation))
 
@@ -62,7 +64,7 @@ def _resnet(module: ResnetBlock2D, state: LayerState) -> Forward:
     def taken(x: Tensor) -> bool:
         norms = (module.norm1, module.norm2)
         plain = all(takes_norm(norm, module.nonlinearity) for norm in norms)
-        return plain and not (module.training or torch.is_grad_enabled()) and state.kit.takes(x)
+        return plain and not module.training and state.kit.takes(x)
 
     def forward(x: Tensor, temb: Tensor | None, *args: Any, **kwargs: Any) -> Tensor:
         if args or kwargs or not usual or not taken(x):
@@ -97,7 +99,7 @@ def _transformer(module: Transformer2DModel, state: LayerState) -> Forward:
     own = module.forward
 
     def tokens(x: Tensor) -> Tensor:
-        hidden = _norm(module.norm, x)
+        hidden = _norm(module.norm, x) if takes_norm(module.norm) else module.norm(x)
         if not module.use_linear_projection:
             hidden = module.proj_in(hidden)
         hidden = hidden.permute(0, 2, 3, 1).flatten(1, 2)
@@ -113,8 +115,7 @@ def _transformer(module: Transformer2DModel, state: LayerState) -> Forward:
     ) -> Any:
         alike = state.take_alike()
         given = args or return_dict or any(value is not None for value in kwargs.values())
-        given = given or not module.is_input_continuous or not takes_norm(module.norm)
-        if given or not state.kit.takes(x):
+        if given or not module.is_input_continuous or not state.kit.takes(x):
             kwargs |= {"cross_attention_kwargs": cross_attention_kwargs}
             return own(x, encoder_hidden_states, *args, return_dict=return_dict, **kwargs)
         x, (height, width) = _images(x), x.shape[2:]
@@ -153,24 +154,27 @@ def _block(module: BasicTransformerBlock, state: LayerState) -> Forward:
     ) -> Tensor:
         given = attention_mask is not None or any(v is not None for v in (*args, *kwargs.values()))
         given = given or not usual or module._chunk_size is not None or torch.is_grad_enabled()
-        if given or x.dim() != 3 or not _unheard(*norms) or not state.kit.takes(x):
+        if (
+            given
+            or x.dim() != 3
+            or not x.is_contiguous()
+            or not _unheard(*norms)
+            or not state.kit.takes(x)
+        ):
             return own(x, attention_mask, encoder_hidden_states, *args, **kwargs)
         text = encoder_hidden_states if module.only_cross_attention else None
-        x, normed = _layer_norm(module.norm1, x)
+        normed = ops.layer_norm(x, *_affine(module.norm1))
         more = module.attn1(normed, encoder_hidden_states=text)
-        x, normed = _layer_norm(module.norm2, more, x)
+        x, normed = ops.add_layer_norm(more, x, *_affine(module.norm2))
         more = module.attn2(normed, encoder_hidden_states=encoder_hidden_states)
-        x, normed = _layer_norm(module.norm3, more, x)
+        x, normed = ops.add_layer_norm(more, x, *_affine(module.norm3))
         return module.ff(normed) + x
 
     return forward
 
 
-def _layer_norm(
-    norm: nn.LayerNorm, x: Tensor, residual: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
-    """``x + residual``, and its norm."""
-    return ops.layer_norm(x, norm.weight, norm.bias, norm.eps, residual)
+def _affine(norm: nn.LayerNorm) -> tuple[Tensor | None, Tensor | None, float]:
+    return norm.weight, norm.bias, norm.eps
 
 
 BLOCKS: dict[type, Callable[[Any, Any], Forward]] = {

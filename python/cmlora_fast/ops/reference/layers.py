@@ -6,12 +6,24 @@ from torch import Tensor
 from ..tensors import accumulator
 
 __all__ = [
+    "add_layer_norm",
+    "add_shift",
     "attention",
     "col2im",
     "geglu",
     "group_norm",
     "im2col",
+    "layer_norm",
 ]
+
+
+def widened(out: Tensor, room: int) -> Tensor:
+    """``out`` with ``room`` more columns, whatever stands there."""
+    if not room:
+        return out
+    wide = out.new_empty(*out.shape[:-1], out.shape[-1] + room)
+    wide[..., : out.shape[-1]] = out
+    return wide
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, heads: int, scale: float | None = None) -> Tensor:
@@ -27,16 +39,43 @@ def group_norm(
     shift: Tensor | None = None,
     eps: float = 1e-5,
     silu: bool = False,
+    room: int = 0,
 ) -> Tensor:
     dtype = accumulator(x.dtype)
     z = x.to(dtype) if shift is None else x.to(dtype) + shift.to(dtype)[:, None]
     out = F.group_norm(z.mT, groups, weight.to(dtype), bias.to(dtype), eps).mT
-    return (F.silu(out) if silu else out).to(x.dtype).contiguous()
+    return widened((F.silu(out) if silu else out).to(x.dtype).contiguous(), room)
 
 
-def geglu(x: Tensor) -> Tensor:
+def layer_norm(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float = 1e-5, room: int = 0
+) -> Tensor:
+    dtype = accumulator(x.dtype)
+    affine = (None if t is None else t.to(dtype) for t in (weight, bias))
+    out = F.layer_norm(x.to(dtype), x.shape[-1:], *affine, eps)
+    return widened(out.to(x.dtype), room)
+
+
+def add_layer_norm(
+    x: Tensor,
+    residual: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float = 1e-5,
+    room: int = 0,
+) -> tuple[Tensor, Tensor]:
+    total = x + residual
+    return total, layer_norm(total, weight, bias, eps, room)
+
+
+def add_shift(x: Tensor, y: Tensor, shift: Tensor, room: int = 0) -> Tensor:
+    dtype = accumulator(x.dtype)
+    return widened((x.to(dtype) + y.to(dtype) + shift.to(dtype)).to(x.dtype), room)
+
+
+def geglu(x: Tensor, room: int = 0) -> Tensor:
     value, gate = x.to(accumulator(x.dtype)).chunk(2, dim=-1)
-    return (value * F.gelu(gate)).to(x.dtype)
+    return widened((value * F.gelu(gate)).to(x.dtype), room)
 
 
 def im2col(x: Tensor, kernel: list[int], stride: list[int], padding: list[int]) -> Tensor:
