@@ -13,6 +13,8 @@ LAUNCHES = {"group_norm": 2}
 FREE = {"empty", "new_empty", "empty_like", "empty_strided", "new_empty_strided", "detach",
         "_reshape_alias"}  # fmt: skip
 
+LATENTS = 4  # channels
+
 
 def takes(x):
     """As ``fast_on_gpu``, on any device."""
@@ -50,13 +52,15 @@ def launches(calls):
 
 
 def changes_of_layout(calls):
-    """Convolutions whose image or weight does not lie channels-last, and copies that turn it so."""
+    """Convolutions whose image or weight does not lie channels-last, and copies that turn it so,
+    but for the latents at both ends of a step.
+    """
     found = []
     for func, args, _, out in calls:
         name = func.__name__.split(".")[0]
         if name == "convolution":
             found += [f"{name} of {tuple(t.shape)}" for t in args[:2] if not _channels_last(t)]
-        if name in ("clone", "copy_", "_to_copy") and out.dim() == 4:
+        if name in ("clone", "copy_", "_to_copy") and out.dim() == 4 and out.shape[1] > LATENTS:
             source = args[1] if name == "copy_" else args[0]
             if out.stride() != source.stride() and min(out.shape[2:]) > 1:
                 found.append(f"{name} of {tuple(out.shape)}")
