@@ -60,19 +60,19 @@ using Kinds = std::array<int, 3>;  // of x, of weight and bias, of the shift
 GroupNorm group_norm_op(uintptr_t out, uintptr_t x, uintptr_t shift, uintptr_t weight,
                         uintptr_t bias, uintptr_t moments, const Sizes<5>& sizes,
                         const Sizes<4>& strides, float eps, bool silu, const Kinds& dtypes) {
-  return {at<void>(out),    at<void>(x),       at<void>(shift),  at<void>(weight),
-          at<void>(bias),   at<float>(moments), sizes[0],         sizes[1],
-          sizes[2],         sizes[3],          strides[0],       strides[1],
-          strides[2],       strides[3],        sizes[4],         eps,
-          silu,             DType(dtypes[0]),  DType(dtypes[1]), DType(dtypes[2])};
+  return {at<void>(out),  at<void>(x),        at<void>(shift),  at<void>(weight),
+          at<void>(bias), at<float>(moments), sizes[0],         sizes[1],
+          sizes[2],       sizes[3],           strides[0],       strides[1],
+          strides[2],     strides[3],         sizes[4],         eps,
+          silu,           DType(dtypes[0]),   DType(dtypes[1]), DType(dtypes[2])};
 }
 
 // addresses: out, total, x, residual, weight, bias; sizes: tokens, C, stride of out's tokens.
 LayerNorm layer_norm_op(const std::array<uintptr_t, 6>& addresses, const Sizes<3>& sizes, float eps,
                         int dtype, int affine_dtype) {
   const auto [out, total, x, residual, weight, bias] = addresses;
-  return {at<void>(out),  at<void>(total), at<void>(x), at<void>(residual), at<void>(weight),
-          at<void>(bias), sizes[0],        sizes[1],    sizes[2],           eps,
+  return {at<void>(out),  at<void>(total),    at<void>(x), at<void>(residual), at<void>(weight),
+          at<void>(bias), sizes[0],           sizes[1],    sizes[2],           eps,
           DType(dtype),   DType(affine_dtype)};
 }
 
@@ -80,7 +80,7 @@ LayerNorm layer_norm_op(const std::array<uintptr_t, 6>& addresses, const Sizes<3
 AddShift add_shift_op(const std::array<uintptr_t, 4>& addresses, const Sizes<3>& sizes, int dtype,
                       int shift_dtype) {
   const auto [out, x, y, shift] = addresses;
-  return {at<void>(out), at<void>(x), at<void>(y), at<void>(shift),   sizes[0],
+  return {at<void>(out), at<void>(x), at<void>(y),  at<void>(shift),   sizes[0],
           sizes[1],      sizes[2],    DType(dtype), DType(shift_dtype)};
 }
 

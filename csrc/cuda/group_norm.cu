@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <numeric>
+#include <stdexcept>
 
 #include "cuda/launch.h"
 #include "cuda/token_octets.h"
@@ -17,184 +18,251 @@ namespace {
 
 constexpr int kThreads = 256;
 template <bool vector>
-constexpr int kAhead = vector ? 4 : 1;  // loads that a thread starts at once
-constexpr int kLines = kThreads * kOctet;  // a float for every channel and lane of a block
-constexpr int64_t kSpan = 256;  // channels of a block, at least where groups are that wide
+constexpr int kBlocks = vector ? 3 : 2;  // of a processor, for which registers shall suffice
+template <typename T>
+constexpr int kAhead = 8 / int(sizeof(T));  // loads that a thread starts at once
+constexpr int kLines = kThreads * kOctet;   // a float for every channel and lane of a block
+constexpr int kMostChunks = 64;             // a lane has two of them
+constexpr int64_t kSpan = 96;  // channels of a block, at least where groups are that wide
 
 struct Params {
   GroupNorm op;
-  int64_t chunk;  // tokens of a block
-  int span;       // channels of a block, whole groups and, in vectors, whole octets
+  int chunk;  // tokens of a block
+  int span;   // channels of a block, whole groups and, in vectors, whole octets
 };
 
-// Which columns, of eight channels each, and which tokens of its block a thread takes.
-struct Place {
-  int columns, lanes, lane, column;
-
-  __device__ explicit Place(int span) {
-    columns = (span + kOctet - 1) / kOctet;
-    lanes = columns < kThreads ? kThreads / columns : 1;
-    lane = columns < kThreads ? threadIdx.x / columns : 0;
-    column = columns < kThreads ? threadIdx.x % columns : threadIdx.x;
-  }
-  __device__ bool idle() const { return lane >= lanes; }
-};
-
-// The part of the work that a block has: channels from .. from + span of tokens begin .. end.
+// The part of the work that a block has: channels from .. from + span of tokens begin .. end; and
+// which columns, of eight channels each, and which of the tokens its threads take.
 struct Part {
-  int64_t from, begin, end;
-  int span, group;
+  int64_t from;
+  int begin, end, span, group, columns, lanes, lane, column;
 
   __device__ explicit Part(const Params& params) {
     const GroupNorm& op = params.op;
     from = int64_t(blockIdx.y) * params.span;
     span = int(op.C - from < params.span ? op.C - from : params.span);
-    begin = int64_t(blockIdx.x) * params.chunk;
-    end = op.tokens < begin + params.chunk ? op.tokens : begin + params.chunk;
+    begin = int(blockIdx.x) * params.chunk;
+    end = int(op.tokens) - begin < params.chunk ? int(op.tokens) : begin + params.chunk;
     group = int(op.C / op.groups);
+    columns = (span + kOctet - 1) / kOctet;
+    lanes = columns < kThreads ? kThreads / columns : 1;
+    lane = columns < kThreads ? threadIdx.x / columns : 0;
+    column = columns < kThreads ? threadIdx.x % columns : threadIdx.x;
   }
   // Of a channel of the block; past its end, any.
   __device__ int group_of(int channel) const { return channel < span ? channel / group : 0; }
   __device__ int groups() const { return span / group; }
+
+  __device__ int64_t at(const GroupNorm& op, int64_t row, int64_t token, int64_t c) const {
+    return row * op.row_stride + token * op.token_stride + from + c;
+  }
 };
 
-template <typename T, bool vector>
-__device__ Features shifts(const GroupNorm& op, int64_t row, int64_t c, int64_t count) {
-  return load_table<T>(vector, op.shift, op.shift_dtype, row * op.shift_stride + c, count, 0.0f);
+// Of a table of float32 or T; 0 where there is none.
+template <typename T>
+__device__ float number(const void* table, DType dtype, int64_t at) {
+  if (!table) return 0.0f;
+  if (dtype == DType::kFloat32) return static_cast<const float*>(table)[at];
+  return to_float(static_cast<const T*>(table)[at]);
 }
 
-// Σ z over a block's tokens and a group's channels, one sum a group in `sums`; with `means` those
-// of (z - mean)². `lines` has span floats for every lane.
-template <typename T, bool vector, bool squares>
-__device__ void sum_groups(const GroupNorm& op, const Part& part, int64_t row, float* lines,
-                           float* sums, const float* means) {
-  const Place place(part.span);
-  for (int column = place.column; column < place.columns; column += kThreads) {
-    if (place.idle()) break;
-    const int at = column * kOctet;
-    const int64_t c = part.from + at, count = part.span - at;
-    Features shift = shifts<T, vector>(op, row, c, count), mean = {}, line = {};
+// Sums and squares over a thread's tokens of what eight channels differ from the block's first
+// token, so that a large mean takes no digits from the variance.
+template <typename T, bool vector>
+__device__ void sum_column(const GroupNorm& op, const Part& part, int64_t row, int c, float* sums,
+                           float* squares) {
+  const int64_t count = part.span - c;
+  const auto load = [&](int token) {
+    return load_octet<T>(vector, static_cast<const T*>(op.x) + part.at(op, row, token, c), 1,
+                         count);
+  };
+  const Octet<T> first = load(part.begin);
+  Features sum = {}, square = {};
+  for (int token = part.begin + part.lane; token < part.end; token += kAhead<T> * part.lanes) {
+    Octet<T> octets[kAhead<T>];
 #pragma unroll
-    for (int e = 0; e < kOctet && squares; ++e) mean.value[e] = means[part.group_of(at + e)];
-#pragma unroll kAhead<vector>
-    for (int64_t token = part.begin + place.lane; token < part.end; token += place.lanes) {
-      const int64_t from = row * op.row_stride + token * op.token_stride + c;
-      const Features x = load_features<T>(vector, op.x, from, count);
+    for (int i = 0; i < kAhead<T>; ++i) {
+      const int at = token + i * part.lanes;
+      octets[i] = at < part.end ? load(at) : first;
+    }
 #pragma unroll
-      for (int e = 0; e < kOctet; ++e) {
-        const float z = x.value[e] + shift.value[e] - mean.value[e];
-        line.value[e] += squares ? z * z : z;
+    for (int i = 0; i < kAhead<T>; ++i) {
+#pragma unroll
+      for (int e = 0; e < kOctet; e += 2) {
+        const float2 x = octets[i].get(e / 2), pivot = first.get(e / 2);
+        const float left = x.x - pivot.x, right = x.y - pivot.y;
+        sum.value[e] += left;
+        sum.value[e + 1] += right;
+        square.value[e] = fmaf(left, left, square.value[e]);
+        square.value[e + 1] = fmaf(right, right, square.value[e + 1]);
       }
     }
+  }
 #pragma unroll
-    for (int e = 0; e < kOctet; ++e) {
-      if (e < count) lines[place.lane * part.span + at + e] = line.value[e];
+  for (int e = 0; e < kOctet; ++e) {
+    if (e < count) {
+      sums[part.lane * part.span + c + e] = sum.value[e];
+      squares[part.lane * part.span + c + e] = square.value[e];
     }
   }
-  __syncthreads();
+}
+
+// Mean and squares of a block's channels, from those of its lanes.
+template <typename T>
+__device__ void join_lanes(const GroupNorm& op, const Part& part, int64_t row, float* sums,
+                           float* squares) {
+  const float tokens = float(part.end - part.begin);
   for (int c = threadIdx.x; c < part.span; c += kThreads) {
-    float sum = 0.0f;
-    for (int lane = 0; lane < place.lanes; ++lane) sum += lines[lane * part.span + c];
-    lines[c] = sum;
+    float sum = 0.0f, square = 0.0f;
+    for (int lane = 0; lane < part.lanes; ++lane) {
+      sum += sums[lane * part.span + c];
+      square += squares[lane * part.span + c];
+    }
+    const float pivot = to_float(static_cast<const T*>(op.x)[part.at(op, row, part.begin, c)]);
+    const int64_t channel = row * op.shift_stride + part.from + c;
+    const float mean = sum / tokens;
+    sums[c] = pivot + mean + number<T>(op.shift, op.shift_dtype, channel);
+    const float around = square - sum * mean;
+    squares[c] = around < 0.0f ? 0.0f : around;  // NaN stays
   }
-  __syncthreads();
+}
+
+// Those of its groups.
+__device__ void join_channels(const GroupNorm& op, const Part& part, int64_t row,
+                              const float* means, const float* squares) {
+  const float tokens = float(part.end - part.begin);
+  const int64_t first = (row * op.chunks + blockIdx.x) * op.groups + part.from / part.group;
   for (int g = threadIdx.x; g < part.groups(); g += kThreads) {
-    float sum = 0.0f;
-    for (int c = 0; c < part.group; ++c) sum += lines[g * part.group + c];
-    sums[g] = sum;
+    float mean = 0.0f, around = 0.0f;
+    for (int c = g * part.group; c < (g + 1) * part.group; ++c) mean += means[c];
+    mean /= float(part.group);
+    for (int c = g * part.group; c < (g + 1) * part.group; ++c) {
+      const float distance = means[c] - mean;
+      around += squares[c] + tokens * distance * distance;
+    }
+    op.moments[2 * (first + g)] = mean;
+    op.moments[2 * (first + g) + 1] = around;
   }
-  __syncthreads();
 }
 
 template <typename T, bool vector>
-__global__ void __launch_bounds__(kThreads) moments_kernel(Params params) {
+__global__ void __launch_bounds__(kThreads, kBlocks<vector>) moments_kernel(Params params) {
   const GroupNorm& op = params.op;
   const Part part(params);
-  float* lines = reinterpret_cast<float*>(shared_memory());
-  float* means = lines + (params.span < kLines ? kLines : params.span);
-  float* squares = means + params.span / part.group;
-  const float share = 1.0f / (float(part.end - part.begin) * float(part.group));
+  float* sums = reinterpret_cast<float*>(shared_memory());
+  float* squares = sums + (params.span < kLines ? kLines : params.span);
   for (int64_t row = blockIdx.z; row < op.rows; row += gridDim.z) {
-    sum_groups<T, vector, false>(op, part, row, lines, means, nullptr);
-    for (int g = threadIdx.x; g < part.groups(); g += kThreads) means[g] *= share;
-    __syncthreads();
-    sum_groups<T, vector, true>(op, part, row, lines, squares, means);
-    const int64_t first = (row * op.chunks + blockIdx.x) * op.groups + part.from / part.group;
-    for (int g = threadIdx.x; g < part.groups(); g += kThreads) {
-      op.moments[2 * (first + g)] = means[g];
-      op.moments[2 * (first + g) + 1] = squares[g];
+    for (int column = part.column; column < part.columns; column += kThreads) {
+      if (part.lane >= part.lanes) break;
+      sum_column<T, vector>(op, part, row, column * kOctet, sums, squares);
     }
+    __syncthreads();
+    join_lanes<T>(op, part, row, sums, squares);
+    __syncthreads();
+    join_channels(op, part, row, sums, squares);
     __syncthreads();
   }
 }
 
 // Mean and inverse deviation of a group, of all chunks of the row; a warp has it.
-__device__ float2 joined(const Params& params, int64_t row, int64_t group) {
+__device__ float2 join_chunks(const Params& params, int64_t row, int64_t group) {
   const GroupNorm& op = params.op;
-  const int lane = threadIdx.x % 32;
-  const float* moments = op.moments + 2 * (row * op.chunks * op.groups + group);
   const float channels = float(op.C / op.groups), all = float(op.tokens);
-  const auto tokens = [&](int64_t chunk) {
-    const int64_t rest = op.tokens - chunk * params.chunk;
-    return float(rest < params.chunk ? rest : params.chunk);
-  };
-  float sum = 0.0f, squares = 0.0f;
-  for (int64_t i = lane; i < op.chunks; i += 32) {
-    sum += tokens(i) / all * moments[2 * i * op.groups];
+  float tokens[2], means[2], squares[2];
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    const int64_t chunk = threadIdx.x % 32 + 32 * i, rest = op.tokens - chunk * params.chunk;
+    const bool there = chunk < op.chunks;
+    const float* found = op.moments + 2 * ((row * op.chunks + chunk) * op.groups + group);
+    tokens[i] = there ? float(rest < params.chunk ? rest : params.chunk) : 0.0f;
+    means[i] = there ? found[0] : 0.0f;
+    squares[i] = there ? found[1] : 0.0f;
   }
-  const float mean = warp_sum(sum);
-  for (int64_t i = lane; i < op.chunks; i += 32) {
-    const float distance = moments[2 * i * op.groups] - mean;
-    squares += moments[2 * i * op.groups + 1] + tokens(i) * channels * distance * distance;
+  const float mean = warp_sum(tokens[0] / all * means[0] + tokens[1] / all * means[1]);
+  float around = squares[0] + squares[1];
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    const float distance = means[i] - mean;
+    around += tokens[i] * channels * distance * distance;
   }
-  return {mean, 1.0f / sqrtf(warp_sum(squares) / (all * channels) + op.eps)};
+  return {mean, 1.0f / sqrtf(warp_sum(around) / (all * channels) + op.eps)};
+}
+
+// What brings a block's channels to their norm: out = x · scale + offset.
+template <typename T>
+__device__ void find_factors(const GroupNorm& op, const Part& part, int64_t row,
+                             const float2* groups, float2* factors) {
+  for (int c = threadIdx.x; c < part.span; c += kThreads) {
+    const int64_t channel = part.from + c;
+    const float shift = number<T>(op.shift, op.shift_dtype, row * op.shift_stride + channel);
+    const float2 group = groups[c / part.group];
+    const float scale = number<T>(op.weight, op.affine_dtype, channel) * group.y;
+    const float bias = number<T>(op.bias, op.affine_dtype, channel);
+    factors[c] = {scale, fmaf(shift - group.x, scale, bias)};
+  }
 }
 
 template <typename T, bool vector>
-__device__ void norm_tokens(const GroupNorm& op, const Part& part, int64_t row,
-                            const float2* groups) {
-  const Place place(part.span);
-  for (int column = place.column; column < place.columns; column += kThreads) {
-    if (place.idle()) break;
-    const int at = column * kOctet;
-    const int64_t c = part.from + at, count = part.span - at;
-    const Features shift = shifts<T, vector>(op, row, c, count);
-    Features scale = load_table<T>(vector, op.weight, op.affine_dtype, c, count, 1.0f);
-    const Features bias = load_table<T>(vector, op.bias, op.affine_dtype, c, count, 0.0f);
-    Features mean;
+__device__ void load_tokens(const GroupNorm& op, const Part& part, int64_t row, int token, int c,
+                            Octet<T> (&octets)[kAhead<T>]) {
 #pragma unroll
-    for (int e = 0; e < kOctet; ++e) {
-      const float2 group = groups[part.group_of(at + e)];
-      mean.value[e] = group.x;
-      scale.value[e] *= group.y;
-    }
-#pragma unroll 2
-    for (int64_t token = part.begin + place.lane; token < part.end; token += place.lanes) {
-      const int64_t from = row * op.row_stride + token * op.token_stride + c;
-      Features z = load_features<T>(vector, op.x, from, count);
+  for (int i = 0; i < kAhead<T>; ++i) {
+    const int at = token + i * part.lanes;
+    const T* from = static_cast<const T*>(op.x) + part.at(op, row, at, c);
+    octets[i] = at < part.end ? load_octet<T>(vector, from, 1, part.span - c) : no_octet<T>();
+  }
+}
+
+// A thread's columns: of its first one, some tokens are under way before the factors are known.
+template <typename T, bool vector>
+__device__ void norm_column(const GroupNorm& op, const Part& part, int64_t row, int c,
+                            Octet<T> (&ahead)[kAhead<T>], const float2* factors) {
+  const int64_t count = part.span - c;
+  float2 factor[kOctet];
+#pragma unroll
+  for (int e = 0; e < kOctet; ++e) factor[e] = factors[c + e < part.span ? c + e : 0];
+  for (int token = part.begin + part.lane; token < part.end; token += kAhead<T> * part.lanes) {
+    if (token != part.begin + part.lane) load_tokens<T, vector>(op, part, row, token, c, ahead);
+#pragma unroll
+    for (int i = 0; i < kAhead<T>; ++i) {
+      const int at = token + i * part.lanes;
+      if (at >= part.end) break;
+      Features out;
 #pragma unroll
       for (int e = 0; e < kOctet; ++e) {
-        const float centred = z.value[e] + shift.value[e] - mean.value[e];
-        const float out = centred * scale.value[e] + bias.value[e];
-        z.value[e] = op.silu ? out / (1.0f + expf(-out)) : out;
+        const float2 x = ahead[i].get(e / 2);
+        const float z = fmaf(e % 2 ? x.y : x.x, factor[e].x, factor[e].y);
+        out.value[e] = op.silu ? z / (1.0f + expf(-z)) : z;
       }
-      store_features<T>(vector, op.out, (row * op.tokens + token) * op.out_stride + c, count, z);
+      const int64_t to = (row * op.tokens + at) * op.out_stride + part.from + c;
+      store_features<T>(vector, op.out, to, count, out);
     }
   }
 }
 
 template <typename T, bool vector>
-__global__ void __launch_bounds__(kThreads) norm_kernel(Params params) {
+__global__ void __launch_bounds__(kThreads, kBlocks<vector>) norm_kernel(Params params) {
   const GroupNorm& op = params.op;
   const Part part(params);
-  float2* groups = reinterpret_cast<float2*>(shared_memory());
+  float2* factors = reinterpret_cast<float2*>(shared_memory());
+  float2* groups = factors + params.span;
+  const bool idle = part.lane >= part.lanes || part.column >= part.columns;
   for (int64_t row = blockIdx.z; row < op.rows; row += gridDim.z) {
+    Octet<T> ahead[kAhead<T>];
+    const int token = part.begin + part.lane;
+    if (!idle) load_tokens<T, vector>(op, part, row, token, part.column * kOctet, ahead);
     for (int g = threadIdx.x / 32; g < part.groups(); g += kThreads / 32) {
-      const float2 found = joined(params, row, part.from / part.group + g);
+      const float2 found = join_chunks(params, row, part.from / part.group + g);
       if (threadIdx.x % 32 == 0) groups[g] = found;
     }
     __syncthreads();
-    norm_tokens<T, vector>(op, part, row, groups);
+    find_factors<T>(op, part, row, groups, factors);
+    __syncthreads();
+    for (int column = part.column; column < part.columns && !idle; column += kThreads) {
+      const int c = column * kOctet;
+      if (column != part.column) load_tokens<T, vector>(op, part, row, token, c, ahead);
+      norm_column<T, vector>(op, part, row, c, ahead, factors);
+    }
     __syncthreads();
   }
 }
@@ -219,18 +287,20 @@ int64_t span_of(const GroupNorm& op) {
 
 void group_norm(const GroupNorm& op, const Stream& stream) {
   if (op.rows * op.tokens * op.C == 0) return;
+  if (op.chunks > kMostChunks) throw std::invalid_argument("group_norm: too many chunks");
   const int64_t span = span_of(op), groups = span / (op.C / op.groups);
-  const Params params{op, ceil_div(op.tokens, op.chunks), int(span)};
+  const Params params{op, int(ceil_div(op.tokens, op.chunks)), int(span)};
   const dim3 grid(unsigned(op.chunks), unsigned(ceil_div(op.C, span)),
                   unsigned(std::min(op.rows, kMaxGrid)));
-  const int shared = int((std::max(span, int64_t(kLines)) + 2 * groups) * sizeof(float));
+  const int shared = int(2 * std::max(span, int64_t(kLines)) * sizeof(float));
   with_type(op.dtype, [&](auto element) {
     using T = decltype(element);
     const bool vector = in_vectors(op, span);
     const auto moments = vector ? moments_kernel<T, true> : moments_kernel<T, false>;
     const auto norm = vector ? norm_kernel<T, true> : norm_kernel<T, false>;
     launch("group_norm", moments, grid, kThreads, shared, stream, params);
-    launch("group_norm", norm, grid, kThreads, int(groups * sizeof(float2)), stream, params);
+    launch("group_norm", norm, grid, kThreads, int((span + groups) * sizeof(float2)), stream,
+           params);
   });
 }
 

@@ -92,7 +92,8 @@ __global__ void __launch_bounds__(kThreads) layer_norm_kernel(Params params) {
   each([&](const Octet<T>& octet, int64_t c) {
     const int64_t count = op.C - c;
     if (count <= 0) return;
-    if (op.total) store_octet<T>(vector, static_cast<T*>(op.total) + token * op.C + c, count, octet);
+    if (op.total)
+      store_octet<T>(vector, static_cast<T*>(op.total) + token * op.C + c, count, octet);
     write<T, vector>(op, token, c, octet, mean, inverse);
   });
 }
