@@ -127,21 +127,26 @@ __device__ void join_lanes(const GroupNorm& op, const Part& part, int64_t row, f
   }
 }
 
-// Those of its groups.
+// Those of its groups, a warp each.
 __device__ void join_channels(const GroupNorm& op, const Part& part, int64_t row,
                               const float* means, const float* squares) {
+  const int lane = threadIdx.x % 32;
   const float tokens = float(part.end - part.begin);
   const int64_t first = (row * op.chunks + blockIdx.x) * op.groups + part.from / part.group;
-  for (int g = threadIdx.x; g < part.groups(); g += kThreads) {
-    float mean = 0.0f, around = 0.0f;
-    for (int c = g * part.group; c < (g + 1) * part.group; ++c) mean += means[c];
-    mean /= float(part.group);
-    for (int c = g * part.group; c < (g + 1) * part.group; ++c) {
-      const float distance = means[c] - mean;
-      around += squares[c] + tokens * distance * distance;
+  for (int g = threadIdx.x / 32; g < part.groups(); g += kThreads / 32) {
+    const float* channels = means + g * part.group;
+    float sum = 0.0f, around = 0.0f;
+    for (int c = lane; c < part.group; c += 32) sum += channels[c];
+    const float mean = warp_sum(sum) / float(part.group);
+    for (int c = lane; c < part.group; c += 32) {
+      const float distance = channels[c] - mean;
+      around += squares[g * part.group + c] + tokens * distance * distance;
     }
-    op.moments[2 * (first + g)] = mean;
-    op.moments[2 * (first + g) + 1] = around;
+    around = warp_sum(around);
+    if (lane == 0) {
+      op.moments[2 * (first + g)] = mean;
+      op.moments[2 * (first + g) + 1] = around;
+    }
   }
 }
 
