@@ -37,6 +37,54 @@ def test_the_same_image(method, targets, weights, monkeypatch):
     assert torch.equal(got, again)
 
 
+PAIRS = [
+    *(("sd", scheduler) for scheduler in helpers.SCHEDULERS),
+    *((kind, "ddim") for kind in helpers.KINDS[1:]),
+]
+
+
+@pytest.mark.parametrize(("kind", "scheduler"), PAIRS)
+def test_every_kind_of_pipeline(kind, scheduler, monkeypatch):
+    pipe = adapters.add_many(helpers.pipeline(kind), NAMES[:2], adapters.EVERYTHING)
+    pipe.scheduler = helpers.SCHEDULERS[scheduler]()
+    size = dict(num_inference_steps=3, num_images_per_prompt=2, height=144)  # halves are odd
+    with cf.accelerate(pipe):
+        want = call(pipe, **size)
+    launches.pretend(monkeypatch)
+    with cf.accelerate(pipe, **EAGER):
+        got = call(pipe, **size)
+    assert relative(got, want) < 10 * ROUNDING  # along a trajectory
+
+
+def test_hooks_are_heard(monkeypatch):
+    """What a fused form would pass by runs as the module that it is."""
+    pipe = adapters.fresh(NAMES, adapters.EVERYTHING)
+    want, heard = call(pipe, num_inference_steps=2), []
+    launches.pretend(monkeypatch)
+    modules = dict(pipe.unet.named_modules())
+    names = [
+        name for name in modules if name.endswith(("norm1", "conv1", "conv2", "norm3", "to_q"))
+    ]
+    for name in names:
+        modules[name].register_forward_hook(lambda m, i, o, name=name: heard.append(name))
+    with cf.accelerate(pipe):
+        got = call(pipe, num_inference_steps=2)
+    assert set(heard) == set(names) and len(heard) == 2 * len(names)
+    assert relative(got, want) < 10 * ROUNDING
+
+
+def test_base_weights_that_change_are_copied_anew(monkeypatch):
+    """Also by writes of which no version tells."""
+    pipe = adapters.fresh(NAMES)
+    launches.pretend(monkeypatch)
+    convolution = pipe.unet.down_blocks[0].resnets[0].conv1
+    with cf.accelerate(pipe):
+        call(pipe, num_inference_steps=3)
+        convolution.weight.data.mul_(1.5)
+        got = call(pipe, num_inference_steps=3)
+    assert relative(got, call(pipe, num_inference_steps=3)) < 10 * ROUNDING
+
+
 @pytest.fixture(scope="module")
 def narrow():
     """SD 1.5 and SDXL with all of their layers, at toy width."""
