@@ -3,6 +3,8 @@
 from .execution import Execution
 from .folded import FoldedLayer
 from .peft import AdaptedLayer, LoadedAdapters, read_adapters
+from .structure import Structure
+from .watch import Watch
 from .weights import LayerWeights, WeightStore
 
 __all__ = [
@@ -11,6 +13,8 @@ __all__ = [
     "FoldedLayer",
     "LayerWeights",
     "LoadedAdapters",
+    "Structure",
+    "Watch",
     "WeightStore",
     "read_adapters",
 ]

@@ -126,6 +126,12 @@ class LayerState:
             self.joins.begin(weights, joined or {})
             self._arrange()
 
+    def begin_again(self) -> None:
+        """A run begins with the weights of the last one."""
+        self.arranged.refresh()
+        if self.joins is not None:
+            self.joins.forget()
+
     def _arrange(self) -> None:
         """Base weights that a run will ask for: replays read their addresses."""
         own = {base_of(layer) for layer, name in self.hooked.items() if name in self.weights}
