@@ -2,6 +2,7 @@
 #include "cpu/packed_adapters.h"
 #include "ops/lora_delta.h"
 #include "ops/lora_fold.h"
+#include "ops/scale_ranks.h"
 
 namespace nb = nanobind;
 
@@ -30,6 +31,13 @@ void bind_row_table(nb::module_& m) {
              new (self) RowTable(row_table(tables, counts));
            })
       .def("check", [](const RowTable& table, const char* op) { check_row_table(op, table); });
+}
+
+// sizes: rows, tokens, R; strides of h's rows and tokens.
+ScaleRanks scale_ranks_op(uintptr_t h, uintptr_t scales, const Sizes<3>& sizes,
+                          const Sizes<2>& strides, int dtype) {
+  return {at<void>(h), at<float>(scales), sizes[0],   sizes[1],
+          sizes[2],    strides[0],        strides[1], DType(dtype)};
 }
 
 LoraDelta lora_delta_op(const RowTable& table, uintptr_t y, const Sizes<3>& y_shape,
@@ -72,6 +80,7 @@ void bind_packed_adapters(nb::module_& m) {
 }  // namespace
 
 void bind_lora(nb::module_& m) {
+  bind_cuda<scale_ranks_op, cuda::scale_ranks>(m, "scale_ranks");
   bind_row_table(m);
   bind_packed_adapters(m);
   bind_op<lora_delta_op, cpu::lora_delta, cuda::lora_delta>(m, "lora_delta");

@@ -11,7 +11,7 @@ from . import recording
 LAUNCHES = {"group_norm": 2}
 # They compute nothing on a device.
 FREE = {"empty", "new_empty", "empty_like", "empty_strided", "new_empty_strided", "detach",
-        "_reshape_alias"}  # fmt: skip
+        "_reshape_alias", "_unsafe_view"}  # fmt: skip
 
 LATENTS = 4  # channels
 

@@ -83,7 +83,19 @@ def fold_inputs(rows, K, N, ranks, dtype) -> tuple[Tensor, ...]:
     return *(tensor.to(dtype) for tensor in (w, a, b)), *row_table(ranks, rows)
 
 
+def scale_ranks_cases(dtype: torch.dtype, size: str) -> Cases:
+    full = ((10, 4096, 160), (2, 4096, 160), (2, 1024, 160), (10, 1024, 640))
+    for rows, tokens, R in ((3, 5, 16), (2, 3, 11)) if size == "tiny" else full:
+
+        def make(rows=rows, tokens=tokens, R=R) -> tuple:
+            scales = torch.randn(rows, R) * (torch.rand(rows, R) > 0.5)
+            return torch.randn(rows, tokens, R).to(dtype), scales
+
+        yield f"{rows} x {tokens}, ranks {R}", make
+
+
 CASES = {
+    "scale_ranks_": OpCases(scale_ranks_cases, ("cuda",), lambda h, scales: 2 * h.nbytes),
     "lora_delta_": OpCases(
         lora_delta_cases,
         ("cpu", "cuda", "triton"),

@@ -6,6 +6,7 @@ from .peft import AdaptedLayer, LoadedAdapters, read_adapters
 from .structure import Structure
 from .watch import Watch
 from .weights import LayerWeights, WeightStore
+from .wide import WideLayer
 
 __all__ = [
     "AdaptedLayer",
@@ -16,5 +17,6 @@ __all__ = [
     "Structure",
     "Watch",
     "WeightStore",
+    "WideLayer",
     "read_adapters",
 ]

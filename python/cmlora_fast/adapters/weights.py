@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 
 import psutil
@@ -16,6 +16,7 @@ from .execution import Execution
 from .folded import FoldedLayer
 from .folds import Folds, FoldSlot
 from .peft import AdaptedLayer, LoadedAdapters
+from .wide import WideLayer, is_wide
 
 __all__ = ["WeightReport", "WeightStore"]
 
@@ -24,7 +25,7 @@ __all__ = ["WeightReport", "WeightStore"]
 MEMORY_SHARE = 0.5
 
 Subset = tuple[str, ...]
-LayerWeights = FoldedLayer | DeltaLayer
+LayerWeights = FoldedLayer | DeltaLayer | WideLayer
 
 
 @dataclass(frozen=True)
@@ -45,10 +46,10 @@ class WeightReport:
 
 
 @dataclass(frozen=True)
-class _Delta:
+class _Beside:
     key: tuple
     tensors: tuple[Tensor, ...]  # kept alive: the key holds their identities
-    weights: DeltaLayer
+    weights: DeltaLayer | WideLayer
 
 
 class WeightStore:
@@ -56,7 +57,7 @@ class WeightStore:
 
     def __init__(self) -> None:
         self._folds = Folds()
-        self._deltas: dict[str, _Delta] = {}
+        self._beside: dict[tuple[str, ...], _Beside] = {}
         self.joined: dict[tuple[str, ...], LayerWeights] = {}
         self.report = WeightReport("base", "no adapter is active", 0)
 
@@ -84,20 +85,49 @@ class WeightStore:
         fold, limit, reason = self._policy(layers, sum(need.values()), len(subsets), execution)
         wanted = {} if not fold else _stack_bytes(layers, len(subsets)) if static else need
         self._folds.make_room(wanted, limit if fold and not static else 0, adapters.loaded)
-        deltas, self._deltas = self._deltas, {}
+        together = _joinable(layers, joins) if static else []
+        self._folds.place(together if fold else [], len(subsets))
+        folded = [layer for layer in layers if fold and _foldable(layer)]
         weights: dict[str, LayerWeights] = {}
-        self._folds.place(_joinable(layers, joins) if fold and static else [], len(subsets))
-        for layer in layers:
-            if fold and _foldable(layer):
-                members = [_members(layer, subset) for subset in subsets]
-                weights[layer.name] = self._folds.layer(layer, members, scale, static)
-            else:
-                delta = _delta(layer, subsets, scale, static, deltas.get(layer.name))
-                self._deltas[layer.name] = delta
-                weights[layer.name] = delta.weights
-        self.joined = self._folds.joined()
-        self.report = self._report(len(weights), reason, time.perf_counter() - started)
+        for layer in folded:
+            members = [_members(layer, subset) for subset in subsets]
+            weights[layer.name] = self._folds.layer(layer, members, scale, static)
+        others = [layer for layer in layers if layer.name not in weights]
+        single, joined = _wide(others, together, limit) if static else ((), ())
+        made = self._apart(others, single, joined, subsets, scale, static)
+        weights |= {layer.name: made[layer.name,] for layer in others}
+        weights = {layer.name: weights[layer.name] for layer in layers}
+        self.joined = self._folds.joined() | {n: w for n, w in made.items() if len(n) > 1}
+        self.report = self._report(len(weights), len(others), reason, started)
         return weights
+
+    def _apart(
+        self,
+        layers: Sequence[AdaptedLayer],
+        single: Collection[str],
+        joined: Sequence[tuple[AdaptedLayer, ...]],
+        subsets: Sequence[Subset],
+        scale: float,
+        static: bool,
+    ) -> dict[tuple[str, ...], DeltaLayer | WideLayer]:
+        """Adapters beside their bases, by the names of the layers; those of the last call if they
+        are still right.
+        """
+        kept, self._beside = self._beside, {}
+        for group in (*((layer,) for layer in layers), *joined):
+            names = tuple(layer.name for layer in group)
+            wide = len(group) > 1 or names[0] in single
+            tensors = _tensors(group)
+            key = (wide, static, scale, tuple(subsets), *map(_state, group), fingerprint(*tensors))
+            made = kept.get(names)
+            if made is None or made.key != key:
+                if wide:
+                    weights = WideLayer(group, subsets, scale)
+                else:
+                    weights = DeltaLayer(group[0], subsets, scale, static)
+                made = _Beside(key, tensors, weights)
+            self._beside[names] = made
+        return {names: beside.weights for names, beside in self._beside.items()}
 
     def keep(self) -> None:
         """A call runs with the weights of the last one, which took no time."""
@@ -106,7 +136,7 @@ class WeightStore:
     def clear(self) -> None:
         """Drop every weight that was built."""
         self._folds.clear()
-        self._deltas, self.joined = {}, {}
+        self._beside, self.joined = {}, {}
 
     def _policy(
         self, layers: Sequence[AdaptedLayer], need: int, subsets: int, execution: Execution
@@ -126,13 +156,18 @@ class WeightStore:
             return True, limit, f"folding costs nothing per step and fits: {sizes}"
         return False, limit, f"folded weights would not fit: {sizes} (half of the free memory)"
 
-    def _report(self, layers: int, reason: str, seconds: float) -> WeightReport:
-        unfolded = len(self._deltas)
-        size = self._folds.bytes + sum(delta.weights.bytes for delta in self._deltas.values())
-        if unfolded in (0, layers):
-            mode = "base" if not layers else "delta" if unfolded else "fold"
+    def _report(self, layers: int, apart: int, reason: str, started: float) -> WeightReport:
+        """``apart``: layers whose adapters run beside their base."""
+        seconds = time.perf_counter() - started
+        beside = [beside.weights for beside in self._beside.values()]
+        size = self._folds.bytes + sum(weights.bytes for weights in beside)
+        wide = sum(len(n) for n, b in self._beside.items() if isinstance(b.weights, WideLayer))
+        if wide:
+            reason += f"; {wide} of {layers} layers run as one product with their adapters"
+        if apart in (0, layers):
+            mode = "base" if not layers else "delta" if apart else "fold"
             return WeightReport(mode, reason, size, seconds)
-        reason += f"; {unfolded} layer(s) have a base that cannot be folded"
+        reason += f"; {apart} layer(s) have a base that cannot be folded"
         return WeightReport("mixed", reason, size, seconds)
 
 
@@ -177,22 +212,32 @@ def _stack_bytes(layers: Sequence[AdaptedLayer], subsets: int) -> dict[FoldSlot,
     }
 
 
-def _delta(
-    layer: AdaptedLayer,
-    subsets: Sequence[Subset],
-    scale: float,
-    static: bool,
-    kept: _Delta | None,
-) -> _Delta:
-    """The layer's adapters beside its base; ``kept`` if it is still right."""
-    tensors = [layer.base.weight]
-    for adapter in layer.adapters.values():
-        tensors += [adapter.a, adapter.b]
-    scalings = tuple((name, a.scaling, a.contents) for name, a in layer.adapters.items())
-    key = (id(layer.module), tuple(subsets), scale, static, scalings, fingerprint(*tensors))
-    if kept is not None and kept.key == key:
-        return kept
-    return _Delta(key, tuple(tensors), DeltaLayer(layer, subsets, scale, static))
+def _wide(
+    layers: Sequence[AdaptedLayer], joins: Sequence[tuple[AdaptedLayer, ...]], limit: int
+) -> tuple[set[str], list[tuple[AdaptedLayer, ...]]]:
+    """Which run as one product with their adapters: names of single layers, and joined ones.
+
+    None, where weights of their own would take more than ``limit`` bytes: two products then.
+    """
+    fit = {layer.name: layer for layer in layers if is_wide(layer)}
+    bytes_of = (w.numel() * w.element_size() for w in (la.base.weight for la in fit.values()))
+    if sum(bytes_of) > limit:
+        return set(), []
+    joined = [group for group in joins if all(layer.name in fit for layer in group)]
+    return fit.keys() - {layer.name for group in joined for layer in group}, joined
+
+
+def _tensors(layers: Sequence[AdaptedLayer]) -> tuple[Tensor, ...]:
+    """All that the weights of layers are made of."""
+    adapters = [adapter for layer in layers for adapter in layer.adapters.values()]
+    factors = (t for adapter in adapters for t in (adapter.a, adapter.b))
+    return (*(layer.base.weight for layer in layers), *factors)
+
+
+def _state(layer: AdaptedLayer) -> tuple:
+    """What of a layer changes without a tensor of it doing so."""
+    scalings = ((name, a.scaling, a.contents) for name, a in layer.adapters.items())
+    return (id(layer.module), layer.contents, *scalings)
 
 
 def _free_bytes(device: torch.device) -> int:

@@ -17,6 +17,7 @@ from .lora_delta import lora_delta, lora_delta_
 from .lora_fold import lora_fold
 from .lora_linear import lora_linear
 from .radial_amplitude import radial_amplitude
+from .scale_ranks import scale_ranks_
 
 __all__ = [
     "add_layer_norm",
@@ -39,4 +40,5 @@ __all__ = [
     "lora_fold",
     "lora_linear",
     "radial_amplitude",
+    "scale_ranks_",
 ]

@@ -16,6 +16,7 @@ from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from torch import Tensor, nn
 
 from .. import ops
+from .rooms import cross_room, feed_forward_room, self_room
 from .state import LayerState
 
 __all__ = ["BLOCKS", "Forward", "norm_silu", "takes_norm"]
@@ -37,11 +38,18 @@ def norm_silu(norm: nn.GroupNorm, images: Tensor, shift: Tensor | None = None) -
     return _norm(norm, images, shift, silu=True)
 
 
-def _norm(norm: nn.GroupNorm, images: Tensor, shift: Tensor | None = None, silu=False) -> Tensor:
+def _norm(
+    norm: nn.GroupNorm,
+    images: Tensor,
+    shift: Tensor | None = None,
+    silu: bool = False,
+    room: int = 0,
+) -> Tensor:
+    """(rows, C + room, h, w)"""
     tokens = images.permute(0, 2, 3, 1)
-    affine = norm.weight, norm.bias
-    out = ops.group_norm(tokens.flatten(1, 2), norm.num_groups, *affine, shift, norm.eps, silu=silu)
-    return out.view(tokens.shape).permute(0, 3, 1, 2)
+    given = norm.num_groups, norm.weight, norm.bias, shift, norm.eps, silu, room
+    out = ops.group_norm(tokens.flatten(1, 2), *given)
+    return out.view(*tokens.shape[:3], -1).permute(0, 3, 1, 2)
 
 
 def _unheard(*modules: nn.Module) -> bool:
@@ -99,7 +107,10 @@ def _transformer(module: Transformer2DModel, state: LayerState) -> Forward:
     own = module.forward
 
     def tokens(x: Tensor) -> Tensor:
-        hidden = _norm(module.norm, x) if takes_norm(module.norm) else module.norm(x)
+        if takes_norm(module.norm):
+            hidden = _norm(module.norm, x, room=state.room(module.proj_in))
+        else:
+            hidden = module.norm(x)
         if not module.use_linear_projection:
             hidden = module.proj_in(hidden)
         hidden = hidden.permute(0, 2, 3, 1).flatten(1, 2)
@@ -163,11 +174,15 @@ def _block(module: BasicTransformerBlock, state: LayerState) -> Forward:
         ):
             return own(x, attention_mask, encoder_hidden_states, *args, **kwargs)
         text = encoder_hidden_states if module.only_cross_attention else None
-        normed = ops.layer_norm(x, *_affine(module.norm1))
+        tokens = x.shape[1]
+        room = cross_room if module.only_cross_attention else self_room
+        normed = ops.layer_norm(x, *_affine(module.norm1), room(module.attn1, state, tokens))
         more = module.attn1(normed, encoder_hidden_states=text)
-        x, normed = ops.add_layer_norm(more, x, *_affine(module.norm2))
+        room = cross_room(module.attn2, state, tokens)
+        x, normed = ops.add_layer_norm(more, x, *_affine(module.norm2), room)
         more = module.attn2(normed, encoder_hidden_states=encoder_hidden_states)
-        x, normed = ops.add_layer_norm(more, x, *_affine(module.norm3))
+        room = feed_forward_room(module.ff, state)
+        x, normed = ops.add_layer_norm(more, x, *_affine(module.norm3), room)
         return module.ff(normed) + x
 
     return forward

@@ -13,15 +13,15 @@ from typing import Any
 import torch
 from diffusers.models.activations import GEGLU
 from diffusers.models.attention import FeedForward
-from diffusers.models.attention_processor import Attention, AttnProcessor2_0
+from diffusers.models.attention_processor import Attention
 from torch import Tensor, nn
 
 from .. import ops
 from ..ops.products import conv2d, linear
 from . import kit
 from .fast_blocks import BLOCKS, Forward
+from .rooms import is_gated, is_plain
 from .state import LayerState
-from .tap import TapProcessor
 
 __all__ = ["fast_modules"]
 
@@ -64,9 +64,10 @@ def _feed_forward(module: FeedForward, state: LayerState) -> Forward:
     def forward(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         rows, gate = state.rows, module.net[0]
         given = args or kwargs or torch.is_grad_enabled()  # a graph keeps every piece
-        whole = given or not state.kit.host or x.dim() != 3 or type(gate) is not GEGLU
-        if whole or not state.kit.takes(x):
+        if given or x.dim() != 3 or type(gate) is not GEGLU or not state.kit.takes(x):
             return own(x, *args, **kwargs)
+        if not state.kit.host:
+            return gated(x) if is_gated(module, state) else own(x)
         pieces = _pieces(*x.shape[:2], kit.LARGEST // (gate.proj.out_features * x.element_size()))
         if len(pieces) == 1:
             return own(x)
@@ -78,6 +79,10 @@ def _feed_forward(module: FeedForward, state: LayerState) -> Forward:
         finally:
             state.rows = rows
         return out
+
+    def gated(x: Tensor) -> Tensor:
+        gate, _, last = module.net
+        return last(ops.geglu(gate.proj(x), state.room(last)))
 
     return forward
 
@@ -96,7 +101,7 @@ def _attention(module: Attention, state: LayerState) -> Forward:
     own = module.forward
 
     def attend(x: Tensor, context: Tensor) -> Tensor:
-        joined = state.joined_product(module, x) if context is x else None
+        joined = state.joined_product(module, x) if context is x else None  # x may be wide
         if joined is None:
             joined = module.to_q(x), module.to_k(context), module.to_v(context)
         return module.to_out[0](ops.attention(*joined, module.heads))
@@ -105,7 +110,9 @@ def _attention(module: Attention, state: LayerState) -> Forward:
         x: Tensor, encoder_hidden_states: Any = None, attention_mask: Any = None, **kwargs: Any
     ) -> Tensor:
         alike = state.take_alike()
-        given = attention_mask is not None or kwargs or not _is_plain(module, x)
+        given = (
+            attention_mask is not None or kwargs or x.dim() != 3 or not is_plain(module, x.shape[1])
+        )
         if given or not state.kit.takes(x):
             return own(x, encoder_hidden_states, attention_mask, **kwargs)
         if encoder_hidden_states is None:
@@ -113,21 +120,6 @@ def _attention(module: Attention, state: LayerState) -> Forward:
         return attend(x, encoder_hidden_states)
 
     return forward
-
-
-def _is_plain(module: Attention, x: Tensor) -> bool:
-    """Nothing but projections and attention, as diffusers' default processor computes it."""
-    extras = (module.spatial_norm, module.group_norm, module.norm_q, module.norm_k)
-    processor = module.processor
-    if isinstance(processor, TapProcessor) and not processor.hears(x.shape[1]):
-        processor = processor.plain
-    return (
-        type(processor) is AttnProcessor2_0
-        and x.dim() == 3
-        and not any(extra is not None for extra in extras)
-        and not (module.norm_cross or module.residual_connection or module.training)
-        and module.rescale_output_factor == 1.0
-    )
 
 
 _LAYERS: dict[type, Callable[[Any, Any], Forward]] = {

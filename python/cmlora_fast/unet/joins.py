@@ -9,12 +9,12 @@ from diffusers.models.attention_processor import Attention
 from diffusers.models.resnet import ResnetBlock2D
 from torch import Tensor, nn
 
-from ..adapters import LayerWeights
+from ..adapters import LayerWeights, WideLayer
 from ..ops.products import linear
 from .arranged import Arranged
 from .rows import Rows
 
-__all__ = ["Joins"]
+__all__ = ["Joins", "base_of", "is_heard"]
 
 Names = tuple[str, ...]
 
@@ -76,9 +76,15 @@ class Joins:
     def _shift_weights(self) -> tuple[Tensor, Tensor]:
         return tuple(self._arranged.joined(self._shifted, name) for name in ("weight", "bias"))
 
+    def room(self, module: Attention) -> int:
+        """Columns that ``product`` wants behind its input's own; see ``WideLayer``."""
+        weights = self._weights.get(module)
+        wide = isinstance(weights, WideLayer) and not any(map(is_heard, self._attentions[module]))
+        return weights.room if wide else 0
+
     def product(self, module: Attention, x: Tensor, rows: Rows) -> Sequence[Tensor] | None:
         """Queries, keys and values of ``x`` (rows, tokens, K); None where each runs by itself."""
-        if module not in self._weights or any(map(_is_heard, self._attentions[module])):
+        if module not in self._weights or any(map(is_heard, self._attentions[module])):
             return None
         weights = self._weights[module]
         if weights is not None:
@@ -95,7 +101,7 @@ class Joins:
         bias if ``biased``; None where its projection runs by itself.
         """
         span = self._spans.get(resnet)
-        if span is None or _is_heard(resnet.time_emb_proj):
+        if span is None or is_heard(resnet.time_emb_proj):
             return None
         if self._step is None or self._step[0] is not embedding:
             shifts = linear(resnet.nonlinearity(embedding), *self._shift_weights())
@@ -122,5 +128,6 @@ def _reads_itself(module: Attention) -> tuple[nn.Module, ...]:
     return layers if plain and len({base.weight.shape for base in bases}) == 1 else ()
 
 
-def _is_heard(layer: nn.Module) -> bool:
+def is_heard(layer: nn.Module) -> bool:
+    """Whether somebody's hook sees its calls."""
     return bool(layer._forward_hooks or layer._forward_pre_hooks)

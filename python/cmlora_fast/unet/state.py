@@ -10,10 +10,10 @@ from diffusers.models.attention_processor import Attention
 from diffusers.models.resnet import ResnetBlock2D
 from torch import Tensor, nn
 
-from ..adapters import FoldedLayer
+from ..adapters import FoldedLayer, WideLayer
 from ..ops.products import conv2d, is_pointwise
 from .arranged import Arranged
-from .joins import Joins, base_of
+from .joins import Joins, base_of, is_heard
 from .kit import CPU, Kit
 from .rows import Rows
 from .tap import TapProcessor
@@ -70,13 +70,29 @@ class LayerState:
         """A convolution of ``x``, and its bias if that is still to be added."""
         base, rows = base_of(layer), self.rows
         known = type(base) is nn.Conv2d and (layer in self.hooked or layer in self.forms)
-        if self.joins is None or not known or layer._forward_hooks or layer._forward_pre_hooks:
+        if self.joins is None or not known or is_heard(layer):
             return layer(x), None
         weights = self.weights.get(self.hooked.get(layer))
+        if isinstance(weights, WideLayer):
+            return layer(x), None
         if isinstance(weights, FoldedLayer):
             return weights(x, rows.of_samples(len(x)), biased=False), base.bias
         y = conv2d(x, self.weight(base, x), base, biased=False)
         return y if weights is None else weights.beside(y, x, rows.of_samples(len(x))), base.bias
+
+    def heard(self, *modules: nn.Module) -> bool:
+        """Whether somebody's hook sees their calls."""
+        return any(map(is_heard, modules))
+
+    def room(self, layer: nn.Module) -> int:
+        """Columns that the layer's adapters want behind its input's own; see ``WideLayer``."""
+        weights = self.weights.get(self.hooked.get(layer))
+        wide = isinstance(weights, WideLayer) and self.joins is not None
+        return weights.room if wide and not is_heard(layer) else 0
+
+    def joined_room(self, module: Attention) -> int:
+        """The same of queries, keys and values that are one product."""
+        return 0 if self.joins is None else self.joins.room(module)
 
     def time_shift(self, resnet: ResnetBlock2D, embedding: Tensor, biased: bool) -> Tensor:
         """(rows or 1, C): as ``Joins.shift``."""

@@ -15,7 +15,13 @@ __all__ = [
     "lora_delta_",
     "lora_fold",
     "lora_linear",
+    "scale_ranks_",
 ]
+
+
+def scale_ranks_(h: Tensor, scales: Tensor) -> None:
+    dtype, factors = accumulator(h.dtype), scales[:, None]
+    h.copy_((h.to(dtype) * factors.to(dtype)).masked_fill_(factors == 0, 0))
 
 
 def lora_delta_(y: Tensor, x: Tensor, a: Tensor, b: Tensor, *table: Tensor) -> None:
