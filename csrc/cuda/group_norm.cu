@@ -193,17 +193,28 @@ __device__ float2 join_chunks(const Params& params, int64_t row, int64_t group) 
   return {mean, 1.0f / sqrtf(warp_sum(around) / (all * channels) + op.eps)};
 }
 
-// What brings a block's channels to their norm: out = x · scale + offset.
+// What is known of a channel before its group's moments are.
+struct Channel {
+  float shift, weight, bias;
+
+  template <typename T>
+  __device__ static Channel load(const GroupNorm& op, const Part& part, int64_t row, int c) {
+    const int64_t at = part.from + c;
+    return {number<T>(op.shift, op.shift_dtype, row * op.shift_stride + at),
+            number<T>(op.weight, op.affine_dtype, at), number<T>(op.bias, op.affine_dtype, at)};
+  }
+};
+
+// What brings a block's channels to their norm: out = x · scale + offset. A thread has its first
+// channel already.
 template <typename T>
 __device__ void find_factors(const GroupNorm& op, const Part& part, int64_t row,
-                             const float2* groups, float2* factors) {
+                             const Channel& first, const float2* groups, float2* factors) {
   for (int c = threadIdx.x; c < part.span; c += kThreads) {
-    const int64_t channel = part.from + c;
-    const float shift = number<T>(op.shift, op.shift_dtype, row * op.shift_stride + channel);
+    const Channel channel = c < kThreads ? first : Channel::load<T>(op, part, row, c);
     const float2 group = groups[c / part.group];
-    const float scale = number<T>(op.weight, op.affine_dtype, channel) * group.y;
-    const float bias = number<T>(op.bias, op.affine_dtype, channel);
-    factors[c] = {scale, fmaf(shift - group.x, scale, bias)};
+    const float scale = channel.weight * group.y;
+    factors[c] = {scale, fmaf(channel.shift - group.x, scale, channel.bias)};
   }
 }
 
@@ -256,12 +267,14 @@ __global__ void __launch_bounds__(kThreads, kBlocks<vector>) norm_kernel(Params 
     Octet<T> ahead[kAhead<T>];
     const int token = part.begin + part.lane;
     if (!idle) load_tokens<T, vector>(op, part, row, token, part.column * kOctet, ahead);
+    Channel first = {};
+    if (int(threadIdx.x) < part.span) first = Channel::load<T>(op, part, row, threadIdx.x);
     for (int g = threadIdx.x / 32; g < part.groups(); g += kThreads / 32) {
       const float2 found = join_chunks(params, row, part.from / part.group + g);
       if (threadIdx.x % 32 == 0) groups[g] = found;
     }
     __syncthreads();
-    find_factors<T>(op, part, row, groups, factors);
+    find_factors<T>(op, part, row, first, groups, factors);
     __syncthreads();
     for (int column = part.column; column < part.columns && !idle; column += kThreads) {
       const int c = column * kOctet;

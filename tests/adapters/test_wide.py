@@ -127,6 +127,6 @@ def test_biases_or_other_kinds_run_each_by_itself():
     with pytest.raises(ValueError, match="biases"):
         WideLayer([layer(4, 8, torch.float32, nn.Linear(8, 4))] * 2, SUBSETS, SCALE)
     mixed = layer(4, 8, torch.float32)
-    mixed.adapters["a"] = LayerAdapter(*(t.half() for t in (mixed.adapters["a"].a,
-                                                            mixed.adapters["a"].b)), 1.0)  # fmt: skip
+    half = (getattr(mixed.adapters["a"], name).half() for name in "ab")
+    mixed.adapters["a"] = LayerAdapter(*half, 1.0)
     assert not is_wide(mixed)

@@ -178,6 +178,8 @@ class PlannedRun(Run):
 
     def _on_device(self, batch: int, images: int, device: torch.device) -> tuple[RowTable, None]:
         walk, clock, count = self._device, self.clock, len(self._walk.subsets)
+        if self._cache is None and not walk.blends:  # nothing is chosen
+            return RowTable.product(count, batch), None
         first = clock.calls % clock.order == 0  # the evaluations of one step share its choice
         if first or self._decided[0].shape[1] != batch:
             self._decided = walk.choose(clock.step, batch, images, self._reading)

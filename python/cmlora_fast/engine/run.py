@@ -114,6 +114,7 @@ class Run:
     def __init__(self, call: Call):
         self.call, self.settings = call, call.settings
         self.clock, self.execution, self.summary = Clock(), Execution(), Summary()
+        self.device = torch.device("cpu")
         self.recorder = Recorder(self.summary)
         self.correction: Tensor | None = None
         self._batch = self._images = 0  # of the last step
@@ -167,7 +168,7 @@ class Run:
 
     def report(self, no_cache: str | None, device: torch.device) -> None:
         """Begin the summary. ``no_cache``: why features are not cached, None where they are."""
-        method, settings = self.settings.method, self.settings
+        method, settings, self.device = self.settings.method, self.settings, device
         self.summary = Summary(
             method=None if method is None else type(method).__name__.lower(),
             adapters=self.call.adapters.names,

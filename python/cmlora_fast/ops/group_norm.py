@@ -16,9 +16,11 @@ from ._check import (
 from ._register import register
 from .backends import launch, pick
 
-# Of a row's tokens on a GPU, each some blocks: enough of them for its processors, but every block
-# reads what all found. Not measured.
-MOST_CHUNKS = 64
+# A GPU's blocks for one row: two rows, of guidance, are then under way at once (132 processors with
+# three blocks each). They do not follow the number of rows, on which no row's result depends.
+BLOCKS = 132 * 3 // 2
+SPAN = 80  # channels of a block, about: see csrc/cuda/group_norm.cu
+MOST_CHUNKS = 64  # of a row's tokens
 FEWEST_TOKENS = 16  # of a chunk
 
 
@@ -91,7 +93,7 @@ def group_norm(
     rows, tokens, C = x.shape
     chunks, moments = 0, None
     if backend == "cuda":
-        chunks = _chunks(tokens)
+        chunks = _chunks(tokens, C)
         moments = torch.empty(rows, chunks, groups, 2, dtype=torch.float32, device=x.device)
     elif shift is not None:
         shift = shift.expand(rows, C).contiguous()
@@ -104,7 +106,7 @@ def group_norm(
     return out
 
 
-def _chunks(tokens: int) -> int:
-    """Parts of a row, none of them empty."""
-    wanted = max(1, min(MOST_CHUNKS, tokens // FEWEST_TOKENS))
-    return max(1, -(-tokens // max(1, -(-tokens // wanted))))
+def _chunks(tokens: int, C: int) -> int:
+    """Parts of a row's tokens, none of them empty."""
+    wanted = min(MOST_CHUNKS, tokens // FEWEST_TOKENS, BLOCKS // max(1, -(-C // SPAN)))
+    return max(1, -(-tokens // max(1, -(-tokens // max(1, wanted)))))
