@@ -2,6 +2,16 @@
 
 from .execution import Execution
 from .peft import AdaptedLayer, LoadedAdapters, read_adapters
+from .structure import Structure
+from .watch import Watch
 from .weights import WeightStore
 
-__all__ = ["AdaptedLayer", "Execution", "LoadedAdapters", "WeightStore", "read_adapters"]
+__all__ = [
+    "AdaptedLayer",
+    "Execution",
+    "LoadedAdapters",
+    "Structure",
+    "Watch",
+    "WeightStore",
+    "read_adapters",
+]

@@ -123,7 +123,7 @@ def _key(
     adapters = [layer.adapters[name] for name in members]
     tensors = (layer.base.weight, *(t for adapter in adapters for t in (adapter.a, adapter.b)))
     contents = tuple((adapter.scaling, adapter.contents) for adapter in adapters)
-    return (scale, contents, fingerprint(*tensors)), tensors
+    return (scale, layer.contents, contents, fingerprint(*tensors)), tensors
 
 
 @torch.no_grad()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from peft.tuners.lora import LoraLayer
@@ -12,6 +12,7 @@ from peft.tuners.lora import layer as peft_lora
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
+from .contents import is_normed, norm_bits
 from .kinds import DORA, WITH_BIAS, kind_of_layer
 
 __all__ = ["AdaptedLayer", "LayerAdapter", "LoadedAdapters", "read_adapters"]
@@ -32,12 +33,16 @@ class LayerAdapter:
 
 @dataclass(frozen=True)
 class AdaptedLayer:
-    """A PEFT layer with the active adapters that touch it, in order."""
+    """A PEFT layer with the active adapters that touch it, in order.
+
+    ``contents`` changes whenever the numbers in the base weight do.
+    """
 
     name: str
     module: nn.Module
     base: nn.Module
     adapters: dict[str, LayerAdapter]
+    contents: int = 0
 
 
 @dataclass(frozen=True)
@@ -51,9 +56,19 @@ class LoadedAdapters:
     layers: tuple[AdaptedLayer, ...] = ()
     loaded: frozenset[str] = frozenset()
     active: tuple[str, ...] = ()
+    _scaled: dict[tuple, LoadedAdapters] = field(default_factory=dict, compare=False, repr=False)
 
     def scaled(self, factors: Mapping[str, float]) -> LoadedAdapters:
-        """The same with some adapters' scales multiplied."""
+        """The same with some adapters' scales multiplied; equal factors give the same object."""
+        if not factors:
+            return self
+        key = tuple(factors.items())
+        if key not in self._scaled:
+            self._scaled.clear()
+            self._scaled[key] = self._with(factors)
+        return self._scaled[key]
+
+    def _with(self, factors: Mapping[str, float]) -> LoadedAdapters:
         layers = tuple(
             replace(
                 layer,
@@ -61,7 +76,7 @@ class LoadedAdapters:
             )
             for layer in self.layers
         )
-        return replace(self, layers=layers) if factors else self
+        return replace(self, layers=layers, _scaled={})
 
 
 def _scaled(adapter: LayerAdapter, factor: float) -> LayerAdapter:
@@ -191,6 +206,7 @@ def _with_contents(layers: Sequence[AdaptedLayer]) -> tuple[AdaptedLayer, ...]:
                         f"adapter {key!r}: {layer.name}.{part}.weight holds NaN or infinity; "
                         "expected finite numbers (reload or delete this adapter)"
                     )
+    bases = _base_contents(layers)
     return tuple(
         replace(
             layer,
@@ -198,9 +214,19 @@ def _with_contents(layers: Sequence[AdaptedLayer]) -> tuple[AdaptedLayer, ...]:
                 key: replace(a, contents=(*sums[id(a.a)], *sums[id(a.b)]))
                 for key, a in layer.adapters.items()
             },
+            contents=bases.get(layer.name, 0),
         )
         for layer in layers
     )
+
+
+def _base_contents(layers: Sequence[AdaptedLayer]) -> dict[str, int]:
+    """Layer name -> bits of the norm of its base weight, of those that adapters touch."""
+    weights = {layer.name: layer.base.weight for layer in layers if layer.adapters}
+    weights = {name: weight for name, weight in weights.items() if is_normed(weight)}
+    if not weights:
+        return {}
+    return dict(zip(weights, norm_bits(list(weights.values())).tolist(), strict=True))
 
 
 def _finite(tensor: Tensor) -> bool:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..adapters.text import only_adapters
+from ..adapters.text import TextAdapters
 from ..methods import CLoRA, Row
 from .tokens import build_rows, warn_of_positions
 
@@ -53,7 +53,11 @@ class RowPrompts:
 
 
 def encode_rows(
-    pipe: Any, method: CLoRA, encode: functools.partial, active: Sequence[str]
+    pipe: Any,
+    method: CLoRA,
+    encode: functools.partial,
+    active: Sequence[str],
+    texts: TextAdapters,
 ) -> RowPrompts:
     """Rows of ``method`` for this pipeline call, and their embeddings.
 
@@ -62,6 +66,7 @@ def encode_rows(
         method: The method.
         encode: ``pipe.encode_prompt`` as it was, with the arguments of this call.
         active: Names of the active adapters.
+        texts: The adapters of the pipeline's text encoders.
 
     Raises:
         ValueError: A row names an adapter that is not active, a subject is not in the prompt, or
@@ -85,7 +90,8 @@ def encode_rows(
     if positive is None or negative is None:
         if method.rows is not None and any(_tokenizers(pipe)):
             warn_of_positions(rows, _tokenizers(pipe))
-        made = [_encode(pipe, method, encode, call, row) for row in rows]
+        under = functools.partial(texts.only, pipe)
+        made = [_encode(under, method, encode, call, row) for row in rows]
         encoded = [torch.cat(part) for part in zip(*made, strict=True)]
         positive = encoded[0] if positive is None else positive
         negative = encoded[1] if negative is None else negative
@@ -123,7 +129,11 @@ def _rows_of_concepts(pipe: Any, method: CLoRA, call: dict[str, Any]) -> tuple[R
 
 
 def _encode(
-    pipe: Any, method: CLoRA, encode: functools.partial, call: dict[str, Any], row: Row
+    under: Callable[..., Any],
+    method: CLoRA,
+    encode: functools.partial,
+    call: dict[str, Any],
+    row: Row,
 ) -> tuple[Tensor, ...]:
     """Positive and negative embeddings, (1, 77, D) each, under the row's adapters.
 
@@ -142,5 +152,5 @@ def _encode(
     if method.text_encoder_adapters and row.adapter is not None:
         adapters.insert(0, row.adapter)
     factors = dict.fromkeys(method.style_adapters, method.style_weight)
-    with torch.no_grad(), only_adapters(pipe, adapters, factors):
+    with torch.no_grad(), under(adapters, factors):
         return tuple(encode.func(**{**call, **own}))

@@ -45,7 +45,9 @@ class ContrastRun(Run):
 
     def encode(self, encode: functools.partial) -> Any:
         call = self.call
-        self._prompts = encode_rows(call.border.pipe, self._method, encode, call.adapters.names)
+        self._prompts = encode_rows(
+            call.border.pipe, self._method, encode, call.adapters.names, call.texts
+        )
         return encode()
 
     def begin(self, inputs: UNetInputs, clock: Clock) -> None:

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
 from ..adapters import LoadedAdapters, read_adapters
+from ..adapters.text import TextAdapters
 from ..methods import CLoRA
 from ..ops.backends import using
 from ..ops.tensors import memory_in_use, plain_tensors
@@ -53,7 +54,7 @@ class Engine:
         self._summary = summary
         self._border = Border(pipe, self)
         self._executor: Executor | None = None
-        self._walks = DeviceWalks()
+        self._walks, self._texts = DeviceWalks(), TextAdapters()
         self._adapters = LoadedAdapters()
         self._run: Run | None = None
         self._steps_before: Any = None
@@ -84,8 +85,11 @@ class Engine:
             ValueError: An adapter that is not plain LoRA or not finite, a cache position outside
                 the UNet, or a name in ``low_frequency`` that is not loaded.
         """
-        unet = self._border.pipe.unet
-        adapters = read_adapters(unet)
+        unet, executor = self._border.pipe.unet, self._executor
+        if executor is None or executor.unet is not unet:
+            adapters = read_adapters(unet)
+        else:
+            adapters = executor.watch.adapters()
         _kind(settings).check(settings, unet, adapters)
         return adapters
 
@@ -155,8 +159,8 @@ class Engine:
 
     def _make_run(self) -> None:
         self._adapters = self.check(self.settings)
-        parts = self._border, self._executor, self._adapters, self.settings, self._walks
-        self._run = _kind(self.settings)(Call(*parts))
+        parts = self._border, self._executor, self._adapters, self.settings
+        self._run = _kind(self.settings)(Call(*parts, self._walks, self._texts))
 
     def _begin(self, inputs: UNetInputs) -> None:
         """At the first UNet call the pipeline knows its own number of steps."""

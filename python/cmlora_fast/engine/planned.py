@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 
 from ..adapters import LoadedAdapters
-from ..adapters.text import active_in_text, encode_apart, only_adapters
 from ..clora.masks import pixel_shares, subset_masks
 from ..ops.tensors import upload
 from ..schedule import Plan, plan, text_adapters
@@ -57,10 +56,11 @@ class PlannedRun(Run):
     def encode(self, encode: functools.partial) -> Any:
         pipe, method = self.call.border.pipe, self.settings.planned
         if self._entries is None:
-            with only_adapters(pipe, text_adapters(method, self.call.adapters.names)):
+            with self.call.texts.only(pipe, text_adapters(method, self.call.adapters.names)):
                 return encode()
         names = zip(self._entries, self._names(), strict=True)
-        return encode_apart(pipe, encode, [text_adapters(method, n) or entry for entry, n in names])
+        apart = [text_adapters(method, n) or entry for entry, n in names]
+        return self.call.texts.encode_apart(pipe, encode, apart)
 
     def begin(self, inputs: UNetInputs, clock: Clock) -> None:
         call, method, executor = self.call, self.settings.planned, self.call.executor
@@ -210,7 +210,7 @@ def _entries_of(call: Call) -> tuple[tuple[str, ...], ...] | None:
         ValueError: A name that is not an active adapter.
     """
     entries = call.settings.adapter_names
-    active = {*call.adapters.active, *active_in_text(call.border.pipe)} if entries else ()
+    active = {*call.adapters.active, *call.texts.active(call.border.pipe)} if entries else ()
     for i, entry in enumerate(entries or ()):
         for name in entry:
             if name not in active:

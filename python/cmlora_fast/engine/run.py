@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..adapters import Execution, LoadedAdapters
+from ..adapters.text import TextAdapters
 from ..ops.backends import backends
 from ..ops.tensors import on_gpu
 from ..unet.executor import Executor
@@ -69,6 +70,7 @@ class Call:
     adapters: LoadedAdapters
     settings: Settings
     walks: DeviceWalks
+    texts: TextAdapters
 
     def execution(self, inputs: UNetInputs, gradients: bool = False) -> Execution:
         """How a run whose first UNet call this is executes."""
@@ -85,7 +87,8 @@ class Call:
         elif not static:
             unrecorded = f"the UNet is on {device}"
         else:
-            unrecorded = why_not_recorded(executor.unet, inputs, settings.max_rows) or ""
+            unrecorded = why_not_recorded(inputs, settings.max_rows)
+            unrecorded = unrecorded or executor.why_not_replayed or ""
         return Execution(
             settings.weights,
             settings.max_rows,

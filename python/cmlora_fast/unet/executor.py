@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..adapters import Execution, LoadedAdapters, WeightStore
+from ..adapters import Execution, LoadedAdapters, Structure, Watch, WeightStore
 from ..ops.tensors import plain_tensors
 from .cache import FeatureCache
 from .forward import Denoiser, Shared
-from .graphs import StepGraphs
+from .graphs import StepGraphs, why_not_replayed
 from .inputs import UNetInputs, text_key
 from .layers import LayerHooks
 from .patches import frozen
@@ -22,44 +22,12 @@ from .replay import Outputs
 from .rows import Rows, RowTable, pick, segments_of, take
 from .state import LayerState
 from .tap import TAP_LEVEL, AttentionTap
+from .texts import RunText, Texts, all_pairs
 from .topology import Cut, Topology, freeu_is_on, processors_read_batch
 
 __all__ = ["Executor", "Texts", "all_pairs"]
 
 Plain = Callable[..., Any]
-Pairs = Sequence[tuple[int, int]]
-
-
-@dataclass(frozen=True)
-class Texts:
-    """The texts of a run, each of one subset and one incoming sample.
-
-    Args:
-        pairs: (subset, sample) of every text for a batch size, in order.
-        own: Where prompts differ by subset, embeddings (texts, tokens, D) for a batch size, and
-            pooled ones (texts, D) or None; None: every subset reads those of the UNet call.
-    """
-
-    pairs: Callable[[int], Pairs]
-    own: Callable[[int], tuple[Tensor, Tensor | None]] | None = None
-
-
-def all_pairs(subsets: int) -> Callable[[int], Pairs]:
-    """Every subset with every sample, as ``RowTable.product`` numbers them."""
-    return lambda batch: [(subset, n) for subset in range(subsets) for n in range(batch)]
-
-
-@dataclass(frozen=True)
-class _RunText:
-    """Embeddings of the call in progress; ``sources`` live while their ``key`` is compared."""
-
-    key: tuple | None = None
-    sources: tuple[Tensor, ...] = ()
-    text: Any = None
-    text_rows: tuple[int, ...] = ()
-    everyone: Rows | None = None
-    own: Tensor | None = None
-    pooled: Tensor | None = None
 
 
 class Executor:
@@ -70,6 +38,7 @@ class Executor:
 
     def __init__(self, unet: nn.Module):
         self.unet = unet
+        self.watch = Watch(unet)
         self.store = WeightStore()
         self.tap = AttentionTap()  # recorded passes know it
         self.graphs: StepGraphs | None = None
@@ -80,14 +49,22 @@ class Executor:
         self._execution = Execution()
         self._subsets = 0
         self._texts = Texts(all_pairs(0))
-        self._text = _RunText()
+        self._text = RunText()
         self._rows: dict[tuple, Rows] = {}
+        self._seen: Structure | None = None
+        self._prepared: tuple[LoadedAdapters, tuple] | None = None
         self.look()
 
     def look(self) -> None:
         """See the UNet as it is by now: layers may have been replaced, processors exchanged."""
+        structure = self.watch.structure()
+        if structure is self._seen:
+            return
+        self._seen = structure
         self._topology = Topology.of(self.unet)
         self.keeps_batch = processors_read_batch(self.unet)
+        self.why_not_replayed = why_not_replayed(self.unet)
+        self.tap.forget()
 
     def prepare(
         self,
@@ -97,7 +74,16 @@ class Executor:
         execution: Execution,
         texts: Texts,
     ) -> None:
-        """Hook the adapted layers and make their weights, ``scale`` times as strong."""
+        """Hook the adapted layers and make their weights, ``scale`` times as strong.
+
+        All of it stays where everything is as it was at the last call.
+        """
+        own = texts.own is not None
+        key = self._seen, tuple(subsets), scale, execution, own, self._seen.stamp()
+        if self._prepared is not None and self._prepared[0] is adapters:
+            if self._prepared[1] == key:
+                return self._prepare_again(texts)
+        self._prepared = None
         if self._kept_graphs is not None and len(subsets) != self._subsets:
             self._kept_graphs.clear()  # before other weights are made
         self._layers.attach(self.unet, adapters.layers)
@@ -105,18 +91,26 @@ class Executor:
             made = self.store.prepare(adapters, subsets, scale, execution)
         self._state.use(made)
         self._subsets, self._execution, self._texts = len(subsets), execution, texts
-        own = texts.own is not None
         active = (layer.name for layer in adapters.layers if layer.adapters)
         self._denoiser = Denoiser.of(self.unet, self._topology, self._state, made, active, own)
         self.forget()
         self._begin_graphs()
+        self._seen.settle()  # hooks of ours are no change
+        self._prepared = adapters, key
+
+    def _prepare_again(self, texts: Texts) -> None:
+        self._texts = texts
+        self.forget()
+        self.store.keep()
+        if self.graphs is not None:
+            self.graphs.begin_again()
 
     def _begin_graphs(self) -> None:
         self.graphs = self._state.text_memory = None
         if self._execution.recorded is None:
             return
         if self._kept_graphs is None:
-            self._kept_graphs = StepGraphs(self.unet.device)
+            self._kept_graphs = StepGraphs(self._seen.place)
         self.graphs = self._kept_graphs
         self.graphs.begin(self._denoiser, self.unet, self._execution)
         self._state.text_memory = self.graphs.text
@@ -133,12 +127,13 @@ class Executor:
         """Drop what belongs to one run: text keys and values, and rows."""
         self._state.rows = None
         self._state.drop_text()
-        self._text = _RunText()
+        self._text = RunText()
         self._rows.clear()
 
     def detach(self) -> None:
         """Unhook every layer and drop all weights."""
         self.forget()
+        self._prepared = None
         self._layers.detach()
         self._state.use({})
         self.graphs = self._kept_graphs = self._state.text_memory = None
@@ -226,7 +221,7 @@ class Executor:
         stop = self._topology.last_unit_at(TAP_LEVEL)
         self._state.constant_text = True
         try:
-            with frozen(self.unet):
+            with frozen(self._seen.parameters):
                 return self._denoiser.tapped(self._with_text(inputs), rows, stop, whole)
         finally:
             self._state.rows, self._state.constant_text = None, False
@@ -275,7 +270,7 @@ class Executor:
         text = self._text
         return replace(inputs, text=text.text, text_rows=text.text_rows, pooled=text.pooled)
 
-    def _read_text(self, inputs: UNetInputs, key: tuple, sources: tuple[Tensor, ...]) -> _RunText:
+    def _read_text(self, inputs: UNetInputs, key: tuple, sources: tuple[Tensor, ...]) -> RunText:
         own, pooled, batch = None, None, inputs.batch
         if self._texts.own is not None:
             own, pooled = self._texts.own(batch)
@@ -287,4 +282,4 @@ class Executor:
         everyone = text if own is not None else take(text, samples, batch)
         rows = Rows(segments_of(subsets), len(subsets), everyone, tuple(range(len(subsets))))
         first = tuple(samples.index(n) for n in range(batch))
-        return _RunText(key, sources, text, first, rows, own, pooled)
+        return RunText(key, sources, text, first, rows, own, pooled)

@@ -24,38 +24,40 @@ from .inputs import UNetInputs
 from .replay import Outputs, Pass, Recorder, copy_into, shape_of
 from .rows import Rows, RowTable
 
-__all__ = ["StepGraphs", "why_not_recorded"]
+__all__ = ["StepGraphs", "why_not_recorded", "why_not_replayed"]
 
 MOST_PASSES = 12  # kept; CMLoRA and CLoRA need three per shape of the latents
 MOST_SHAPES = 4  # of feature caches; more of them, and everything is recorded anew
 PLAIN = (AttnProcessor, AttnProcessor2_0)  # read text by its keys and values alone
 
 
-def why_not_recorded(unet: nn.Module, inputs: UNetInputs, max_rows: int | None) -> str | None:
-    """Why the steps of a run cannot be replayed: what they do beside kernels on memory that stays.
-
-    None if they can.
-    """
+def why_not_recorded(inputs: UNetInputs, max_rows: int | None) -> str | None:
+    """Why a call's steps cannot be replayed, of what it brings. None if they can."""
     if max_rows is not None:
         return "max_rows cuts steps into chunks"
     if inputs.attention_kwargs is not None:
         return f"the UNet was called with attention arguments {sorted(inputs.attention_kwargs)}"
-    if torch.is_autocast_enabled(unet.device.type):
+    if torch.is_autocast_enabled(inputs.sample.device.type):
         return "autocast is on"
+    for name, value in (inputs.added or {}).items():
+        if not isinstance(value, Tensor):
+            return f"the UNet was called with {name} that is no tensor"
+    return None
+
+
+def why_not_replayed(unet: nn.Module) -> str | None:
+    """What modules do beside kernels on memory that stays. None if that is all they do."""
+    foreign = None
     for name, module in unet.named_modules():
         if hasattr(module, "_hf_hook"):
             return f"accelerate moves the weights of {name or 'the UNet'}"
         if name and (module._forward_hooks or module._forward_pre_hooks):
             return f"{name} has forward hooks"
-    for name, value in (inputs.added or {}).items():
-        if not isinstance(value, Tensor):
-            return f"the UNet was called with {name} that is no tensor"
-    for name, module in unet.named_modules():
-        if isinstance(module, Attention) and (
-            type(module.processor) not in PLAIN or (module.is_cross_attention and module.norm_cross)
-        ):
-            return f"{name} reads text by {type(module.processor).__name__}"
-    return None
+        if foreign is None and isinstance(module, Attention):
+            plain = type(module.processor) in PLAIN
+            if not plain or (module.is_cross_attention and module.norm_cross):
+                foreign = f"{name} reads text by {type(module.processor).__name__}"
+    return foreign
 
 
 @dataclass
@@ -132,11 +134,19 @@ class StepGraphs:
         kind = execution.recorded, execution.compiled, tuple(layers)
         kind += denoiser.prefix, denoiser.shares_embedding
         now = kind, tuple((t.data_ptr(), t.shape, t.dtype) for t in tensors)
-        if now != self._for or len(self.features) > MOST_SHAPES:
+        if now != self._for:
             self.clear()
             # Addresses are told apart while what lies there lives; layers hold tables of their own.
             self._for, self._kept = now, (tensors, dict(layers))
             self._compiles = execution.compiled
+        self.begin_again()
+
+    def begin_again(self) -> None:
+        """A run begins with the weights, layers and settings of the last one."""
+        if len(self.features) > MOST_SHAPES:
+            kept = self._for, self._kept
+            self.clear()
+            self._for, self._kept = kept
         self.recorded = self.replayed = 0
         self.seconds = 0.0
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from torch import nn
+from torch import Tensor
 
 __all__ = ["Patches", "frozen"]
 
@@ -37,9 +37,9 @@ class Patches:
 
 
 @contextmanager
-def frozen(model: nn.Module) -> Iterator[None]:
-    """No parameter records a gradient: nobody asks for one, and it would cost memory."""
-    wanted = [p for p in model.parameters() if p.requires_grad]
+def frozen(parameters: Iterable[Tensor]) -> Iterator[None]:
+    """None of these records a gradient: nobody asks for one, and it would cost memory."""
+    wanted = [p for p in parameters if p.requires_grad]
     try:
         for parameter in wanted:
             parameter.requires_grad_(False)

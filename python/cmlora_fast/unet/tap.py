@@ -30,6 +30,11 @@ class AttentionTap:
         self._columns: Tensor | None = None
         self._total: Tensor | None = None
         self._heads = 0
+        self._found: list[Attention] | None = None
+
+    def forget(self) -> None:
+        """The UNet has changed: its layers are looked for at the next ``attach``."""
+        self._found = None
 
     def attach(self, unet: nn.Module) -> None:
         """Put the tap into the cross-attention layers of ``unet``.
@@ -37,12 +42,17 @@ class AttentionTap:
         Where the stage is the innermost (SDXL), the way up is left out: its layers are as many as
         the others and would double a pass that ends behind the tap (clora spec §5).
         """
+        if self._found is None:
+            self._found = self._find(unet)
+        for module in self._found:
+            self._patches.set(module, "processor", TapProcessor(module.processor, self))
+
+    def _find(self, unet: nn.Module) -> list[Attention]:
         parts = [*unet.down_blocks, unet.mid_block]
         if not innermost(unet):
             parts += unet.up_blocks
-        for module in (m for part in parts if part is not None for m in part.modules()):
-            if isinstance(module, Attention) and module.is_cross_attention:
-                self._patches.set(module, "processor", TapProcessor(module.processor, self))
+        modules = (m for part in parts if part is not None for m in part.modules())
+        return [m for m in modules if isinstance(m, Attention) and m.is_cross_attention]
 
     def detach(self) -> None:
         """Give every layer its own processor back."""
