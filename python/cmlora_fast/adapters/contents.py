@@ -63,8 +63,10 @@ class Contents:
         for piece in words.split(length):
             mixed = piece >> 32
             mixed ^= piece
-            mixed *= self._mixers[place][: len(piece)]
-            found.append(mixed.sum())
+            mixer = self._mixers[place][: len(piece)]
+            # CUDA has no dot product of integers.
+            dot = place.type == "cpu"
+            found.append(mixed.dot(mixer) if dot else mixed.mul_(mixer).sum())
         return found
 
 

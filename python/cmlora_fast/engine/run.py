@@ -57,6 +57,15 @@ class Clock:
         return self.expected == 0
 
     @property
+    def first(self) -> bool:
+        """Whether the UNet call being made is the call's first."""
+        return self.calls == 0
+
+    @property
+    def last(self) -> bool:
+        return self.calls >= self.expected - 1
+
+    @property
     def finished(self) -> bool:
         return self.calls >= self.expected
 
