@@ -112,7 +112,9 @@ def call_inputs(pipe, size: int, steps: int, images: int = 1, seed: int = 0) -> 
     }
 
 
-def sdxl_pipeline(channels: tuple[int, ...], dtype: torch.dtype = torch.float32):
+def sdxl_pipeline(
+    channels: tuple[int, ...], dtype: torch.dtype = torch.float32, text_width: int = XL_TEXT_WIDTH
+):
     """Stable Diffusion XL's UNet with these channels per block, and no text encoders."""
     torch.manual_seed(0)
     unet = UNet2DConditionModel(
@@ -122,7 +124,7 @@ def sdxl_pipeline(channels: tuple[int, ...], dtype: torch.dtype = torch.float32)
         up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
         transformer_layers_per_block=(1, 2, 10),
         attention_head_dim=tuple(max(1, c // 64) for c in channels),
-        cross_attention_dim=XL_TEXT_WIDTH,
+        cross_attention_dim=text_width,
         use_linear_projection=True,
         addition_embed_type="text_time",
         addition_time_embed_dim=256,

@@ -139,6 +139,20 @@ def test_profile(cmlora, tmp_path):
     assert len(list(tmp_path.glob("profile-tiny-*.json"))) == 1
 
 
+def test_fixed(cmlora, tmp_path):
+    part = ["bench", "pipeline", "--quick", "--fixed", "--adapters", 1]
+    code, out, _ = cmlora(*part, "--json", "--out", tmp_path)
+    assert code == 0
+    report = json.loads(out)
+    names = [found["contender"] for found in report["results"]]
+    assert names == ["lossless", "switch", "composite", "cmlora"]
+    for found in report["results"]:
+        assert found["counts"]["walks"] == 0 and found["counts"]["reductions"] > 0
+        assert found["eager_step_ms"]["median"] > 0
+        assert found["over_ms"]["low"] <= found["over_ms"]["median"] <= found["over_ms"]["high"]
+    assert len(list(tmp_path.glob("fixed-*.json"))) == 1
+
+
 def test_throughput(cmlora, tmp_path):
     part = ["bench", "throughput", "--quick", "--methods", "lossless", "--out", tmp_path]
     code, out, _ = cmlora(*part, "--weights", "fold,delta", "--json")
@@ -162,6 +176,8 @@ def test_throughput(cmlora, tmp_path):
         (["pipeline", "--contenders", "peft,magic"], "magic"),
         (["pipeline", "--method", "clora", "--profile"], "--profile"),
         (["pipeline", "--method", "clora", "--contenders", "peft"], "--contenders"),
+        (["pipeline", "--method", "clora", "--fixed"], "--fixed"),
+        (["pipeline", "--fixed", "--contenders", "peft"], "--contenders"),
         (["pipeline", "--quick", "--out", f"{__file__}/x"], "--out: cannot make the folder"),
         (
             ["pipeline", "--quick", "--profile", "--out", f"{__file__}/x"],

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from operator import attrgetter
 
 import torch
 from torch import Tensor
 
-__all__ = ["Contents", "is_normed", "norm_bits"]
+from ..ops.tensors import accumulator
+
+__all__ = ["Contents", "alike", "is_normed", "norm_bits"]
 
 GROUP_BYTES = 16 << 20  # brought side by side at a time
 PIECE_WORDS = 1 << 17  # 1 MiB, which a CPU's second cache holds with what is made of it
@@ -23,21 +24,21 @@ class Contents:
     """
 
     def __init__(self, exact: Sequence[Tensor], normed: Sequence[Tensor]):
-        self._groups = [group for alike in _alike(exact) for group in _grouped(alike)]
-        self._normed = _alike(t for t in normed if is_normed(t))
-        self._places = {t.device for t in (*exact, *normed)}
+        self._groups = [group for kind in alike(exact) for group in _grouped(kind)]
+        self._normed = alike(t for t in normed if is_normed(t))
         self._mixers: dict[torch.device, Tensor] = {}
-        self._sums = None if _unread(self._places) else self._read()
+        self._sums = None if any(t.is_meta for t in exact) else self._read()
 
     @torch.no_grad()
     def same(self) -> bool:
         """Whether all is as it was: compared on the device, told by one number read."""
-        groups = (*self._groups, *self._normed)
-        places = {place for group in groups for place in map(attrgetter("device"), group)}
-        if self._sums is None or not places <= self._places:
+        if self._sums is None:
             return False
-        pairs = zip(self._read(), self._sums, strict=True)
-        return all(bool((now == before).all()) for now, before in pairs)
+        try:
+            pairs = zip(self._read(), self._sums, strict=True)
+            return all(bool((now == before).all()) for now, before in pairs)
+        except (RuntimeError, ValueError):  # they lie elsewhere by now, or are of another type
+            return False
 
     @torch.no_grad()
     def _read(self) -> list[Tensor]:
@@ -63,16 +64,21 @@ class Contents:
         for piece in words.split(length):
             mixed = piece >> 32
             mixed ^= piece
-            mixed *= self._mixers[place][: len(piece)]
-            found.append(mixed.sum())
+            mixer = self._mixers[place][: len(piece)]
+            # CUDA has no dot product of integers.
+            dot = place.type == "cpu"
+            found.append(mixed.dot(mixer) if dot else mixed.mul_(mixer).sum())
         return found
 
 
 @torch.no_grad()
 def norm_bits(tensors: Sequence[Tensor]) -> Tensor:
-    """Bits of each tensor's norm, which unlike its value compare where it is no number."""
-    place, norms = tensors[0].device, torch._foreach_norm(tensors, 2, torch.float32)
-    return torch.stack([norm.to(place) for norm in norms]).view(torch.int32).long()
+    """Bits of each tensor's norm, which unlike its value compare where it is no number.
+
+    The tensors are of one dtype and device.
+    """
+    norms = torch.stack(torch._foreach_norm(tensors, 2, accumulator(tensors[0].dtype)))
+    return norms.view(INTEGERS[norms.element_size()]).long()
 
 
 def is_normed(tensor: Tensor) -> bool:
@@ -81,12 +87,12 @@ def is_normed(tensor: Tensor) -> bool:
     return plain and tensor.dtype in FLOATS and not tensor.is_meta
 
 
-def _alike(tensors) -> list[list[Tensor]]:
+def alike(tensors) -> list[list[Tensor]]:
     """The tensors by device and dtype, each once."""
     found: dict[tuple, dict[int, Tensor]] = {}
     for tensor in tensors:
         found.setdefault((tensor.device, tensor.dtype), {})[id(tensor)] = tensor
-    return [list(alike.values()) for alike in found.values()]
+    return [list(kind.values()) for kind in found.values()]
 
 
 def _grouped(tensors: Sequence[Tensor]) -> list[list[Tensor]]:
@@ -107,7 +113,3 @@ def _words(tensors: Sequence[Tensor]) -> Tensor:
     if flat.numel() * flat.element_size() % 8 == 0:
         return flat.view(torch.int64)
     return flat.view(INTEGERS[flat.element_size()]).long()
-
-
-def _unread(places: set[torch.device]) -> bool:
-    return torch.device("meta") in places

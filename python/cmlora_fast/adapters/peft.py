@@ -12,7 +12,7 @@ from peft.tuners.lora import layer as peft_lora
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
-from .contents import is_normed, norm_bits
+from .contents import alike, is_normed, norm_bits
 from .kinds import DORA, WITH_BIAS, kind_of_layer
 
 __all__ = ["AdaptedLayer", "LayerAdapter", "LoadedAdapters", "read_adapters"]
@@ -223,10 +223,10 @@ def _with_contents(layers: Sequence[AdaptedLayer]) -> tuple[AdaptedLayer, ...]:
 def _base_contents(layers: Sequence[AdaptedLayer]) -> dict[str, int]:
     """Layer name -> bits of the norm of its base weight, of those that adapters touch."""
     weights = {layer.name: layer.base.weight for layer in layers if layer.adapters}
-    weights = {name: weight for name, weight in weights.items() if is_normed(weight)}
-    if not weights:
-        return {}
-    return dict(zip(weights, norm_bits(list(weights.values())).tolist(), strict=True))
+    bits = {}
+    for group in alike(weight for weight in weights.values() if is_normed(weight)):
+        bits |= zip(map(id, group), norm_bits(group).tolist(), strict=True)
+    return {name: bits.get(id(weight), 0) for name, weight in weights.items()}
 
 
 def _finite(tensor: Tensor) -> bool:

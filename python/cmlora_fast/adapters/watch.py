@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from itertools import chain
 from typing import Any
 
@@ -29,8 +29,9 @@ class Watch:
         self._model = model
         self._structure: Structure | None = None
         self._layers: list[BaseTunerLayer] = []
+        self._dropouts: list[nn.Dropout] = []
         self._adapters: LoadedAdapters | None = None
-        self._for: tuple[Structure, list[tuple]] | None = None
+        self._for: tuple[Structure, list[list[Any]]] | None = None
         self._contents: Contents | None = None
 
     def structure(self) -> Structure:
@@ -38,12 +39,13 @@ class Watch:
         if self._structure is None or not self._structure.same():
             self._structure = Structure(self._model)
             self._layers = tuner_layers(self._structure)
+            self._dropouts = [m for m in self._structure.modules if isinstance(m, nn.Dropout)]
         return self._structure
 
     def adapters(self) -> LoadedAdapters:
         """As ``read_adapters``, and raises as it does."""
         structure = self.structure()
-        now = structure, [*map(_state, map(vars, self._layers))]
+        now = structure, [*_state(self._layers), [dropout.p for dropout in self._dropouts]]
         if self._for != now or self._contents is None or not self._contents.same():
             self._for = self._contents = self._adapters = None  # none of it if reading fails
             self._adapters = read_adapters(self._model)
@@ -57,21 +59,20 @@ def tuner_layers(structure: Structure) -> list[BaseTunerLayer]:
     return [module for module in structure.modules if isinstance(module, BaseTunerLayer)]
 
 
-def _state(own: Mapping[str, Any]) -> tuple:
-    """All of a PEFT layer that says what it computes, beside its modules and numbers."""
-    named = (own.get(name) or {} for name in NAMED)
-    dropout = ()
-    if own["training"] and "lora_dropout" in own["_modules"]:
-        dropout = tuple(getattr(m, "p", 0) for m in own["_modules"]["lora_dropout"].values())
-    active = own.get("_active_adapter")
-    return (
-        own.get("_disable_adapters"),
-        active if isinstance(active, str) else tuple(active or ()),
-        tuple(own.get("merged_adapters") or ()),
-        own["training"],
-        dropout,
-        *chain.from_iterable(map(dict.items, named)),
-    )
+def _state(layers: Sequence[BaseTunerLayer]) -> list[list[Any]]:
+    """All of PEFT's layers that says what they compute, beside their modules and numbers.
+
+    Flat lists, as few objects as can be: more of them wake Python's garbage collector.
+    """
+    owns = [*map(vars, layers)]
+    told = [[own.get(name) for own in owns] for name in ("_disable_adapters", "training")]
+    active = [own.get("_active_adapter") for own in owns]
+    told.append([a if isinstance(a, str) else tuple(a or ()) for a in active])
+    told.append([len(own.get("merged_adapters") or ()) for own in owns])
+    named = [own.get(name) or {} for name in NAMED for own in owns]
+    told += [*map(len, named)], [*chain.from_iterable(named)]
+    told.append([*chain.from_iterable(map(dict.values, named))])
+    return told
 
 
 def _contents(adapters: LoadedAdapters) -> Contents | None:

@@ -121,8 +121,8 @@ class Engine:
         summary, graphs = run.summary, self._executor.graphs
         unrecorded = {"used": False, "reason": run.execution.unrecorded}
         summary.graphs = unrecorded if graphs is None else graphs.report()
-        device = inputs.sample.device
-        if run.clock.calls < 2 or not on_gpu(device):  # a GPU keeps its peak itself
+        # A GPU's allocator remembers its peak, and to ask it takes longer than to launch a step.
+        if not on_gpu(device := inputs.sample.device) or run.clock.first or run.clock.last:
             summary.peak_bytes = max(summary.peak_bytes, memory_in_use(device))
         if run.clock.lone:  # outside a pipeline nothing tells when the call is over
             self._finish()
@@ -181,9 +181,7 @@ class Engine:
 
     def _finish(self) -> None:
         """Free what a run holds; its summary stays."""
-        self.phase, summary = Phase.DONE, self._run.summary
-        if on_gpu(self._run.device):
-            summary.peak_bytes = max(summary.peak_bytes, memory_in_use(self._run.device))
+        self.phase = Phase.DONE
         self._run.close()
         self._executor.forget()
         if self._run.clock.lone:

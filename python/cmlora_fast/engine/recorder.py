@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
+from itertools import islice
 from typing import Any
 
 import torch
@@ -34,6 +35,8 @@ class Recorder:
         self.summary, self.record, self._lazy = summary, record, lazy
         self._started = self._step_started = time.perf_counter()
         self._pending: list[Callable[[], None]] = []
+        self._asked: list[Tensor] = []
+        self._read: list[list[float]] = []  # of those asked for, as many as are known by now
         self._kept: dict[str, list[Any]] = {}
 
     def begin_step(self) -> None:
@@ -48,11 +51,14 @@ class Recorder:
         )
         self.summary.steps.append(record)
         if isinstance(timestep, Tensor):
-            timestep = timestep.detach().flatten()[:1].clone()  # some pipelines write it again
+            # some pipelines write it again
+            first = self._later(timestep.detach().flatten()[:1].clone())
+        else:
+            first = lambda: [float(timestep)]  # noqa: E731
 
         def begin() -> Images:
             images = find()
-            record.timestep = float(timestep)
+            (record.timestep,) = first()
             record.per_image = [{} for _ in images] if len(images) > 1 else []
             return images
 
@@ -89,8 +95,10 @@ class Recorder:
         """
         mean, profile = ops.radial_amplitude(latents.detach(), cutoff, log)
 
+        means = self._later(mean)
+
         def found() -> Images:
-            readings = mean.tolist()
+            readings = means()
             return [{"amplitude": reading} for reading in (take(readings) if take else readings)]
 
         self.add(found)
@@ -110,6 +118,18 @@ class Recorder:
         while self._pending:
             self._pending.pop(0)()
 
+    def _later(self, values: Tensor) -> Callable[[], list[float]]:
+        """The numbers of a vector, which are read with all others asked for by then, at once."""
+        place = len(self._asked)
+        self._asked.append(values)
+
+        def read() -> list[float]:
+            if place >= len(self._read):
+                self._read += _numbers(self._asked[len(self._read) :])
+            return self._read[place]
+
+        return read
+
     def keep(self, name: str, value: Any) -> None:
         """A recorded tensor of this step, or those of its adapters by name."""
         self._kept.setdefault(name, []).append(value)
@@ -128,6 +148,15 @@ class Recorder:
 def _stacked(features: Sequence[Tensor]) -> Tensor:
     """(T, batch, ...). NaN where a call had fewer rows, which are the last: guidance was off."""
     return pad_sequence(features, True, float("nan"), padding_side="left")
+
+
+def _numbers(vectors: Sequence[Tensor]) -> list[list[float]]:
+    """What stands in them, by one read per device."""
+    read = {}
+    for place in dict.fromkeys(t.device for t in vectors):
+        wide = torch.float32 if place.type == "mps" else torch.float64  # so that none changes
+        read[place] = iter(torch.cat([t.to(wide) for t in vectors if t.device == place]).tolist())
+    return [[*islice(read[t.device], len(t))] for t in vectors]
 
 
 def label(subset: tuple[str, ...]) -> str:

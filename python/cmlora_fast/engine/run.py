@@ -57,6 +57,15 @@ class Clock:
         return self.expected == 0
 
     @property
+    def first(self) -> bool:
+        """Whether the UNet call being made is the call's first."""
+        return self.calls == 0
+
+    @property
+    def last(self) -> bool:
+        return self.calls >= self.expected - 1
+
+    @property
     def finished(self) -> bool:
         return self.calls >= self.expected
 
@@ -114,7 +123,6 @@ class Run:
     def __init__(self, call: Call):
         self.call, self.settings = call, call.settings
         self.clock, self.execution, self.summary = Clock(), Execution(), Summary()
-        self.device = torch.device("cpu")
         self.recorder = Recorder(self.summary)
         self.correction: Tensor | None = None
         self._batch = self._images = 0  # of the last step
@@ -168,7 +176,7 @@ class Run:
 
     def report(self, no_cache: str | None, device: torch.device) -> None:
         """Begin the summary. ``no_cache``: why features are not cached, None where they are."""
-        method, settings, self.device = self.settings.method, self.settings, device
+        method, settings = self.settings.method, self.settings
         self.summary = Summary(
             method=None if method is None else type(method).__name__.lower(),
             adapters=self.call.adapters.names,

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import math
+import os
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, ExitStack
 from numbers import Real
@@ -65,7 +67,12 @@ def memory_in_use(device: torch.device) -> int:
     """Bytes: the peak of a GPU's allocator, or what the process holds now on a CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    return psutil.Process().memory_info().rss
+    return _process(os.getpid()).memory_info().rss
+
+
+@functools.cache
+def _process(pid: int) -> psutil.Process:
+    return psutil.Process(pid)
 
 
 def _version(tensor: Tensor) -> int:

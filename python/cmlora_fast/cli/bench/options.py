@@ -100,17 +100,29 @@ class PipelineRequest(_Measured):
     profile: Annotated[
         bool, option("Instead: where the seconds of our images go.", "--profile")
     ] = False
+    fixed: Annotated[
+        bool, option("Instead: what an image costs beside its steps, SDXL's layers.", "--fixed")
+    ] = False
 
     def __post_init__(self) -> None:
-        if self.method is Method.clora and (self.profile or self.contenders):
+        if self.method is Method.clora and (self.profile or self.fixed or self.contenders):
             raise CliError(
-                "--method clora: is timed beside its own loop; no --profile, --contenders"
+                "--method clora: is timed beside its own loop; no --profile, --fixed, --contenders"
             )
+        if self.fixed and (self.profile or self.contenders):
+            raise CliError("--fixed: measures by itself; no --profile, --contenders")
 
     @property
     def counts(self) -> tuple[int, ...]:
         """Numbers of adapters."""
         return numbers("--adapters", self.adapters or ("1,2" if self.quick else "1,2,3,5"))
+
+    @property
+    def fixed_run(self) -> dict[str, Any]:
+        """What ``--fixed`` runs: images of two numbers of steps, as often as ``--images`` says."""
+        images = 1 if self.quick else self.images
+        steps = (2, 4) if self.quick else (4, 8)
+        return {"adapters": max(self.counts), "steps": steps, "rounds": images}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -63,7 +63,7 @@ PROFILED = ("lossless", "composite", "cmlora")
 @expanded
 def pipeline(request: PipelineRequest, as_json: AsJson = False) -> None:
     """Time images by diffusers + PEFT, plain loops, DeepCache and cmlora_fast, in turns."""
-    from . import losses
+    from . import fixed, losses
     from . import pipeline as verb
 
     size, counts, out = request.size, request.counts, request.out
@@ -79,6 +79,8 @@ def pipeline(request: PipelineRequest, as_json: AsJson = False) -> None:
         chosen = names("--contenders", request.contenders, CONTENDERS)
         if request.method is Method.clora:
             report, show = verb.run_clora(size, counts, images, out), verb.show_clora
+        elif request.fixed:
+            report, show = fixed.run(request.fixed_run, out), fixed.show
         elif request.profile:
             profiled = chosen if request.contenders else PROFILED
             report, show = losses.run(size, max(counts), profiled, out), losses.show
