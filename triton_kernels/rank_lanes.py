@@ -4,34 +4,56 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-MOST_LANES = 64  # of a pass; 128 spill registers, see benchmarks/gpu_build.py
+MOST_LANES = 128  # of a pass; a tile of 128 tokens has no registers for more
+TABLE = 16  # slots, and entries, that are looked at together
 
 
 @triton.jit
-def total_rank(slots_ptr, row_slot_ptr, start, end):
-    total = 0
-    for entry in range(start, end):
-        slot = tl.load(row_slot_ptr + entry)
-        total += tl.load(slots_ptr + slot + 1) - tl.load(slots_ptr + slot)
-    return total
+def row_lanes(
+    slots_ptr,  # [S + 1]
+    row_slot_ptr,  # [nnz]
+    row_scale_ptr,  # [nnz]
+    S,
+    start,
+    end,
+    first,
+    BLOCK_R: tl.constexpr,
+    TABLE: tl.constexpr,
+):
+    """Of the lanes from ``first`` on: rank in the slabs, -1 past the last, and scale. Of the row:
+    its number of lanes, and 0 where all its adapters begin and end on multiples of 8.
 
-
-@triton.jit
-def rank_lanes(slots_ptr, row_slot_ptr, row_scale_ptr, start, end, first, BLOCK_R: tl.constexpr):
-    """Rank in the slabs and scale of the lanes from ``first`` on."""
+    Lanes follow the slots, not the entries: an adapter that a row lists twice has its lanes once,
+    with the sum of the scales, so that no row has more lanes than there are ranks.
+    """
     lane = first + tl.arange(0, BLOCK_R)
-    rank = tl.zeros([BLOCK_R], tl.int32) - 1  # -1: past the last adapter
+    rank = tl.full([BLOCK_R], -1, tl.int32)
     scale = tl.zeros([BLOCK_R], tl.float32)
-    begin = 0
-    for entry in range(start, end):
-        slot = tl.load(row_slot_ptr + entry)
-        base = tl.load(slots_ptr + slot)
-        stop = begin + tl.load(slots_ptr + slot + 1) - base
-        inside = (lane >= begin) & (lane < stop)
-        rank = tl.where(inside, base + lane - begin, rank)
-        scale = tl.where(inside, tl.load(row_scale_ptr + entry), scale)
-        begin = stop
-    return rank, scale
+    total = 0
+    odd = 0
+    for first_slot in tl.range(0, S, TABLE, num_stages=1):
+        slot = first_slot + tl.arange(0, TABLE)
+        base = tl.load(slots_ptr + slot, mask=slot < S, other=0)
+        size = tl.load(slots_ptr + slot + 1, mask=slot < S, other=0) - base
+        carried = tl.zeros([TABLE], tl.int32)
+        factor = tl.zeros([TABLE], tl.float32)
+        for first_entry in tl.range(start, end, TABLE, num_stages=1):
+            entry = first_entry + tl.arange(0, TABLE)
+            listed = tl.load(row_slot_ptr + entry, mask=entry < end, other=-1)
+            factors = tl.load(row_scale_ptr + entry, mask=entry < end, other=0.0)
+            same = slot[:, None] == listed[None, :]
+            carried += tl.sum(same.to(tl.int32), axis=1)
+            factor += tl.sum(tl.where(same, factors[None, :], 0.0), axis=1)
+        size = tl.where(carried > 0, size, 0)
+        odd += tl.sum(tl.where(size > 0, (base | size) & 7, 0), axis=0)
+        stop = total + tl.cumsum(size, axis=0)
+        begin = stop - size
+        inside = (lane[:, None] >= begin[None, :]) & (lane[:, None] < stop[None, :])
+        ranks = (base - begin)[None, :] + lane[:, None]
+        rank = tl.maximum(rank, tl.max(tl.where(inside, ranks, -1), axis=1))
+        scale += tl.sum(tl.where(inside, factor[None, :], 0.0), axis=1)
+        total += tl.sum(size, axis=0)
+    return rank, scale, total, odd
 
 
 def block_of_ranks(a: Tensor, slots: Tensor, row_ptr: Tensor, row_slot: Tensor) -> int:
