@@ -22,9 +22,10 @@ def _load_h(h_ptr, token, lane, part_size, width, PARTS: tl.constexpr):
 
 
 @triton.jit
-def _load_b(b_ptr, rank, n, N, b_row_stride, b_col_stride):
+def _load_b(b_ptr, rank, owned, n, R, N, b_row_stride, b_col_stride):
     b_at = n.to(tl.int64)[None, :] * b_row_stride + rank.to(tl.int64)[:, None] * b_col_stride
-    return tl.load(b_ptr + b_at, mask=(rank[:, None] >= 0) & (n[None, :] < N), other=0.0)
+    exists = ((rank >= 0) & (rank < R))[:, None] & (n < N)[None, :]
+    return tl.where(owned[:, None], tl.load(b_ptr + b_at, mask=exists, other=0.0), 0.0)
 
 
 @triton.jit
@@ -39,6 +40,7 @@ def _lora_expand_kernel(
     S,
     tokens,
     N,
+    R,
     width,
     y_row_stride,
     y_token_stride,
@@ -69,17 +71,13 @@ def _lora_expand_kernel(
     total = 1  # lanes of the row; known after the first pass
     # A while loop is not pipelined, see lora_shrink.
     while first < total:
-        rank, _, total, odd = row_lanes(
+        lane = first + tl.arange(0, BLOCK_R)
+        h = _load_h(h_ptr, existing, lane, part_size, width, PARTS)  # on its way meanwhile
+        rank, owned, _, total = row_lanes(
             slots_ptr, row_slot_ptr, row_scale_ptr, S, start, end, first, BLOCK_R, TABLE
         )
-        lane = first + tl.arange(0, BLOCK_R)
-        h = _load_h(h_ptr, existing, lane, part_size, width, PARTS)
-        if odd == 0:
-            octets = tl.multiple_of(tl.max_contiguous(rank, 8), 8)  # loads of 16 bytes
-            b = _load_b(b_ptr, octets, n, N, b_row_stride, b_col_stride)
-        else:
-            b = _load_b(b_ptr, rank, n, N, b_row_stride, b_col_stride)
-        h = tl.where(rank[None, :] >= 0, h, 0.0)
+        h = tl.where(owned[None, :], h, 0.0)
+        b = _load_b(b_ptr, rank, owned, n, R, N, b_row_stride, b_col_stride)
         if b.dtype == tl.bfloat16:
             h = h.to(tl.bfloat16)
         else:
@@ -105,7 +103,7 @@ def lora_expand(
     config = config_of("lora_expand", y, N, BLOCK_R)
     tiles = triton.cdiv(tokens, config["BLOCK_M"]) * triton.cdiv(N, config["BLOCK_N"])
     _lora_expand_kernel[(tiles, rows)](
-        y, h, b, slots, row_ptr, row_slot, row_scale, slots.numel() - 1, tokens, N, width,
-        *y.stride()[:2], *b.stride(), BLOCK_R=BLOCK_R, PARTS=parts, TABLE=TABLE,
+        y, h, b, slots, row_ptr, row_slot, row_scale, slots.numel() - 1, tokens, N, b.shape[1],
+        width, *y.stride()[:2], *b.stride(), BLOCK_R=BLOCK_R, PARTS=parts, TABLE=TABLE,
         PRECISION=precision_of(y), **config,
     )  # fmt: skip

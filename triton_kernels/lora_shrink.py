@@ -5,7 +5,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .rank_lanes import TABLE, row_lanes
+from .rank_lanes import TABLE, most_lanes, row_lanes
 from .tuning import config_of
 
 
@@ -19,6 +19,7 @@ def _product(
     end_k,
     tokens,
     K,
+    R,
     x_token_stride,
     a_row_stride,
     a_col_stride,
@@ -32,7 +33,8 @@ def _product(
     # Tokens and ranks that do not exist load those that do: masks would cost more than the bytes.
     token = tl.minimum(first_token + tl.arange(0, BLOCK_M), tokens - 1).to(tl.int64)
     x_rows = x_ptr + token[:, None] * x_token_stride
-    a_rows = a_ptr + tl.maximum(rank, 0).to(tl.int64)[:, None] * a_row_stride
+    rank = tl.minimum(tl.maximum(rank, 0), R - 1).to(tl.int64)
+    a_rows = a_ptr + rank[:, None] * a_row_stride
     acc = tl.zeros([BLOCK_M, BLOCK_R], tl.float32)
     for from_k in range(first_k, end_k, BLOCK_K):
         k = from_k + tl.arange(0, BLOCK_K)
@@ -58,6 +60,7 @@ def _lora_shrink_kernel(
     S,
     tokens,
     K,
+    R,
     width,
     x_row_stride,
     x_token_stride,
@@ -84,14 +87,14 @@ def _lora_shrink_kernel(
     first = 0
     total = 1  # lanes of the row; known after the first pass
     while first < total:
-        rank, scale, total, _ = row_lanes(
+        rank, _, scale, total = row_lanes(
             slots_ptr, row_slot_ptr, row_scale_ptr, S, start, end, first, BLOCK_R, TABLE
         )
         # Triton 3.6 may give the shared memory of a tile that was made before a pipelined loop to
         # that loop. So no tile but the accumulator, which is in registers, outlives the loop over
         # K: not to the next pass, nor to an expansion in this kernel.
         acc = _product(
-            x_ptr, a_ptr, rank, first_token, first_k, end_k, tokens, K, x_token_stride,
+            x_ptr, a_ptr, rank, first_token, first_k, end_k, tokens, K, R, x_token_stride,
             a_row_stride, a_col_stride, BLOCK_M, BLOCK_K, BLOCK_R, EVEN_K, PRECISION,
         )  # fmt: skip
         token = (first_token + tl.arange(0, BLOCK_M)).to(tl.int64)
@@ -114,15 +117,15 @@ def lora_shrink(
 
     Lanes past a row's last, and rows without entries, hold anything.
     """
-    rows, tokens, K = x.shape
+    (rows, tokens, K), R, S = x.shape, a.shape[0], slots.numel() - 1
     config = config_of("lora_shrink", x, K, BLOCK_R)
-    parts, width = config["SPLIT_K"], triton.cdiv(a.shape[0], BLOCK_R) * BLOCK_R
+    parts, width = config["SPLIT_K"], triton.cdiv(most_lanes(R, S), BLOCK_R) * BLOCK_R
     # bfloat16 has float32's range and keeps the digits of y; float16 would overflow.
     whole = x.dtype == torch.bfloat16 and parts == 1
     dtype = torch.bfloat16 if whole else torch.float32
     h = torch.empty(parts, rows, tokens, width, dtype=dtype, device=x.device)
     _lora_shrink_kernel[(triton.cdiv(tokens, config["BLOCK_M"]), rows, parts)](
-        h, x, a, slots, row_ptr, row_slot, row_scale, slots.numel() - 1, tokens, K, width,
+        h, x, a, slots, row_ptr, row_slot, row_scale, S, tokens, K, R, width,
         *x.stride()[:2], *a.stride(), BLOCK_R=BLOCK_R, EVEN_K=K % config["BLOCK_K"] == 0,
         TABLE=TABLE, PRECISION=precision_of(x), **config,
     )  # fmt: skip

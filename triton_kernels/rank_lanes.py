@@ -20,21 +20,23 @@ def row_lanes(
     BLOCK_R: tl.constexpr,
     TABLE: tl.constexpr,
 ):
-    """Of the lanes from ``first`` on: rank in the slabs, -1 past the last, and scale. Of the row:
-    its number of lanes, and 0 where all its adapters begin and end on multiples of 8.
+    """Of the lanes from ``first`` on: rank in the slabs, whether it is the row's, and scale; of the
+    row: its number of lanes.
 
-    Lanes follow the slots, not the entries: an adapter that a row lists twice has its lanes once,
-    with the sum of the scales, so that no row has more lanes than there are ranks.
+    Eight lanes in a row stand for ranks that begin on a multiple of 8, -8 past the last, so that
+    they are loaded at once; where an adapter does not begin or end there, its neighbours' ranks
+    are among them. Lanes follow the slots, not the entries: an adapter that a row lists twice has
+    its lanes once, with the sum of the scales.
     """
     lane = first + tl.arange(0, BLOCK_R)
-    rank = tl.full([BLOCK_R], -1, tl.int32)
+    rank_8 = tl.zeros([BLOCK_R], tl.int32)  # rank + 8; the hints below want an operation
+    owned = tl.zeros([BLOCK_R], tl.int32)
     scale = tl.zeros([BLOCK_R], tl.float32)
     total = 0
-    odd = 0
     for first_slot in tl.range(0, S, TABLE, num_stages=1):
         slot = first_slot + tl.arange(0, TABLE)
         base = tl.load(slots_ptr + slot, mask=slot < S, other=0)
-        size = tl.load(slots_ptr + slot + 1, mask=slot < S, other=0) - base
+        stop = tl.load(slots_ptr + slot + 1, mask=slot < S, other=0)
         carried = tl.zeros([TABLE], tl.int32)
         factor = tl.zeros([TABLE], tl.float32)
         for first_entry in tl.range(start, end, TABLE, num_stages=1):
@@ -44,16 +46,23 @@ def row_lanes(
             same = slot[:, None] == listed[None, :]
             carried += tl.sum(same.to(tl.int32), axis=1)
             factor += tl.sum(tl.where(same, factors[None, :], 0.0), axis=1)
-        size = tl.where(carried > 0, size, 0)
-        odd += tl.sum(tl.where(size > 0, (base | size) & 7, 0), axis=0)
-        stop = total + tl.cumsum(size, axis=0)
-        begin = stop - size
-        inside = (lane[:, None] >= begin[None, :]) & (lane[:, None] < stop[None, :])
-        ranks = (base - begin)[None, :] + lane[:, None]
-        rank = tl.maximum(rank, tl.max(tl.where(inside, ranks, -1), axis=1))
-        scale += tl.sum(tl.where(inside, factor[None, :], 0.0), axis=1)
-        total += tl.sum(size, axis=0)
-    return rank, scale, total, odd
+        octets = tl.where((carried > 0) & (base < stop), (stop + 7) // 8 - base // 8, 0)
+        last_lane = total + 8 * tl.cumsum(octets, axis=0)
+        first_lane = last_lane - 8 * octets
+        inside = (lane[:, None] >= first_lane[None, :]) & (lane[:, None] < last_lane[None, :])
+        ranks = (base // 8 * 8 - first_lane)[None, :] + lane[:, None]
+        own = inside & (ranks >= base[None, :]) & (ranks < stop[None, :])
+        rank_8 = tl.maximum(rank_8, tl.max(tl.where(inside, ranks + 8, 0), axis=1))
+        owned += tl.sum(own.to(tl.int32), axis=1)
+        scale += tl.sum(tl.where(own, factor[None, :], 0.0), axis=1)
+        total += 8 * tl.sum(octets, axis=0)
+    rank = tl.multiple_of(tl.max_contiguous(rank_8 - 8, 8), 8)
+    return rank, owned > 0, scale, total
+
+
+def most_lanes(total_rank: int, adapters: int) -> int:
+    """Lanes that no row exceeds: at both its ends an adapter may have 7 that are not its own."""
+    return total_rank + 14 * adapters
 
 
 def block_of_ranks(a: Tensor, slots: Tensor, row_ptr: Tensor, row_slot: Tensor) -> int:
