@@ -11,7 +11,7 @@ ELEMENTS = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
 RANKS = {"lora_shrink": (16, 32, 64, 128), "lora_expand": (16, 32, 64)}  # BLOCK_R
 LAUNCHES = {  # constants beside those of the tables
     "lora_shrink": [{"EVEN_K": True}, {"EVEN_K": False}],
-    "lora_expand": [{"PARTS": 1}, {"PARTS": 8}],
+    "lora_expand": [{"PARTS": 1}, {"PARTS": 4}],
 }
 MODULES = {
     found.name: importlib.import_module(f"{triton_kernels.__name__}.{found.name}")
