@@ -66,8 +66,9 @@ def add_products(y: Tensor, x: Tensor, a: Tensor, b: Tensor, *tables: Tensor) ->
     same = of_row[:, :, None] & of_slot
     scale, carried = torch.where(same, row_scale[:, None], 0.0).sum(1), same.any(1)  # [rows, S]
     rank = torch.arange(R, dtype=slots.dtype, device=x.device)
-    slot = torch.searchsorted(slots[1:], rank, right=True).clamp_(max=S - 1)
-    scale, carried = scale[:, None, slot], carried[:, None, slot]  # [rows, 1, ΣR]
+    of_rank = (rank >= slots[:-1, None]) & (rank < slots[1:, None])  # [S, ΣR]
+    slot, carried = of_rank.int().argmax(0), (carried[:, :, None] & of_rank).any(1)[:, None]
+    scale = scale[:, None, slot]  # [rows, 1, ΣR]
     dtype = accumulator(x.dtype)
     hidden = torch.where(carried, x.to(dtype) @ a.T.to(dtype) * scale, 0.0)
     ups = torch.where(carried, b.to(dtype), 0.0)  # of each row: what it does not carry may be NaN
