@@ -3,7 +3,7 @@
 A table is a list of rows; the first that fits a call is taken. A row of ``{"op", "dtypes",
 "max_tokens", "max_features", "max_rank", "config"}`` fits calls of the op with one of the dtypes
 and sizes up to its limits; limits may be missing. The last row of an op has none, and every dtype.
-``"first": true`` in a row says that on this GPU the kernel beats the one in CUDA C++.
+Tokens are those of all rows of the batch, features those that the kernel goes over.
 """
 
 import contextlib
@@ -19,35 +19,30 @@ from torch import Tensor
 TABLES = Path(__file__).parent / "tables"
 DTYPES = ("float32", "float16", "bfloat16")
 LIMITS = ("max_tokens", "max_features", "max_rank")
-BLOCKS = {"lora_delta_": ("BLOCK_M", "BLOCK_N", "BLOCK_K")}
-BLOCKS["lora_linear"] = (*BLOCKS["lora_delta_"], "GROUP_M")
+BLOCKS = {  # of each kernel
+    "lora_shrink": ("BLOCK_M", "BLOCK_K", "SPLIT_K"),
+    "lora_expand": ("BLOCK_M", "BLOCK_N"),
+}
 LAUNCH = ("num_warps", "num_stages")
 
-_tried = contextvars.ContextVar("cmlora_fast_triton_config", default=None)
+_tried = contextvars.ContextVar("cmlora_fast_triton_config", default=None)  # op and config
 
 
-def config_of(op: str, x: Tensor, N: int, rank: int) -> dict[str, int]:
-    """Block sizes, warps and stages for a call on x (rows, tokens, K) with N output features."""
+def config_of(op: str, x: Tensor, features: int, rank: int) -> dict[str, int]:
+    """Block sizes, warps and stages for a call on x (rows, tokens, ...)."""
     tried = _tried.get()
-    return _row(op, x, N, rank)["config"] if tried is None else tried
-
-
-def comes_first(op: str, x: Tensor, N: int, rank: int) -> bool:
-    """Whether the table prefers the op's Triton kernel for a call to that in CUDA C++."""
-    return _row(op, x, N, rank).get("first", False)
-
-
-def _row(op: str, x: Tensor, N: int, rank: int) -> dict:
+    if tried is not None and tried[0] == op:
+        return tried[1]
     gpu = gpu_name(x.get_device()) if x.is_cuda else "default"
-    return _find(gpu, op, x.dtype, x.shape[1], max(x.shape[2], N), rank)
+    return _find(gpu, op, x.dtype, x.shape[0] * x.shape[1], features, rank)["config"]
 
 
 @contextlib.contextmanager
-def trial() -> Iterator[Callable[[dict[str, int]], object]]:
-    """Gives a function that sets what every call inside takes, whatever the tables say."""
+def trial(op: str) -> Iterator[Callable[[dict[str, int]], object]]:
+    """Gives a function that sets what every call of op inside takes, whatever the tables say."""
     token = _tried.set(None)
     try:
-        yield _tried.set
+        yield lambda config: _tried.set((op, config))
     finally:
         _tried.reset(token)
 
@@ -79,9 +74,7 @@ def _what_is_wrong(row: dict) -> str:
         return f"expected op of {', '.join(BLOCKS)}; got {op!r}"
     if not row.get("dtypes") or not set(row["dtypes"]) <= set(DTYPES):
         return f"expected dtypes of {', '.join(DTYPES)}; got {row.get('dtypes')!r}"
-    if type(row.get("first", False)) is not bool:
-        return f"expected first true or false; got {row['first']!r}"
-    unknown = set(row) - {"op", "dtypes", "config", "first", *LIMITS}
+    unknown = set(row) - {"op", "dtypes", "config", *LIMITS}
     if unknown:
         return f"unknown keys {', '.join(sorted(unknown))}"
     if any(type(row[key]) is not int or row[key] < 1 for key in LIMITS if key in row):

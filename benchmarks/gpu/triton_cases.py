@@ -4,11 +4,15 @@ import importlib
 import pkgutil
 
 from cmlora_fast import triton_kernels
-from cmlora_fast.triton_kernels import tuning
+from cmlora_fast.triton_kernels import rank_lanes, tuning
 from triton.compiler import ASTSource
 
 ELEMENTS = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
-RANKS = (16, 32, 64)  # BLOCK_R
+RANKS = {"lora_shrink": (16, 32, 64, 128), "lora_expand": (16, 32, 64)}  # BLOCK_R
+LAUNCHES = {  # constants beside those of the tables
+    "lora_shrink": [{"EVEN_K": True}, {"EVEN_K": False}],
+    "lora_expand": [{"PARTS": 1}, {"PARTS": 4}],
+}
 MODULES = {
     found.name: importlib.import_module(f"{triton_kernels.__name__}.{found.name}")
     for found in pkgutil.iter_modules(triton_kernels.__path__)
@@ -26,14 +30,14 @@ OPTIONS = ("num_warps", "num_stages")
 def cases(quick: bool = False):
     """(module, dtype, BLOCK_R, config); quick leaves out float16 and half of the ranks."""
     dtypes = [name for name in ELEMENTS if not (quick and name == "float16")]
-    ranks = RANKS[1:] if quick else RANKS
     seen = []
     for path in sorted(tuning.TABLES.glob("*.json")):
         rows = tuning.load_table(path)["rows"]
         for op in tuning.BLOCKS:
             for dtype in dtypes:
                 mine = [row for row in rows if row["op"] == op and dtype in row["dtypes"]]
-                seen += _reachable(op.rstrip("_"), dtype, mine, ranks)
+                found = _reachable(op, dtype, mine, RANKS[op][1:] if quick else RANKS[op])
+                seen += [(*case, config | its) for *case, config in found for its in LAUNCHES[op]]
     for name in KERNELS:
         built = getattr(MODULES[name], "BUILDS", ())  # those without have tables
         seen += [(name, dtype, 0, config) for dtype in dtypes for config in built]
@@ -56,7 +60,15 @@ def name_of(case):
     text = f"{module}, {dtype}, {sizes}"
     if rank:
         text += f", rank {rank}, {config['num_warps']} warps, {config['num_stages']} stages"
-    return ", ".join([text, *(key.lower() for key in ("GUIDED", "PER_PIXEL") if config.get(key))])
+    parts = _parts(config)
+    text += f", {parts} parts" * (parts > 1)
+    given = (key.lower() for key in ("GUIDED", "PER_PIXEL", "EVEN_K") if config.get(key))
+    return ", ".join([text, *given])
+
+
+def _parts(config):
+    """In which the sums over K are cut."""
+    return config.get("SPLIT_K", config.get("PARTS", 1))
 
 
 def source_of(module, dtype, rank, config):
@@ -64,15 +76,17 @@ def source_of(module, dtype, rank, config):
     kernel = KERNELS[module]
     constants = {name: value for name, value in config.items() if name not in OPTIONS}
     if rank:
-        precision = "tf32x3" if dtype == "float32" else "ieee"
-        constants |= {"BLOCK_R": rank, "PRECISION": precision, "a_col_stride": 1, "b_col_stride": 1}
-    if module == "lora_linear":
-        constants["HAS_BIAS"] = True
+        precision = "tf32x3" if dtype == "float32" else "tf32"
+        constants |= {"BLOCK_R": rank, "PRECISION": precision, "TABLE": rank_lanes.TABLE}
+        constants["a_col_stride" if module == "lora_shrink" else "b_col_stride"] = 1
     signature = {name: _type(name, dtype, constants) for name in kernel.arg_names}
+    if "h_ptr" in signature and (dtype == "float16" or _parts(config) > 1):
+        signature["h_ptr"] = "*fp32"
     aligned = {
         (index,): [["tt.divisibility", 16]]
         for index, name in enumerate(kernel.arg_names)
-        if name.endswith(("_ptr", "_stride")) or name in ("tokens", "K", "N", "C", "H", "W")
+        if name.endswith(("_ptr", "_stride"))
+        or name in ("tokens", "K", "N", "R", "width", "C", "H", "W")
         if name not in constants
     }
     options = {name: config[name] for name in OPTIONS if name in config}

@@ -83,7 +83,7 @@ void bind_lora(nb::module_& m) {
   bind_cuda<scale_ranks_op, cuda::scale_ranks>(m, "scale_ranks");
   bind_row_table(m);
   bind_packed_adapters(m);
-  bind_op<lora_delta_op, cpu::lora_delta, cuda::lora_delta>(m, "lora_delta");
+  bind_cpu<lora_delta_op, cpu::lora_delta>(m, "lora_delta");
   bind_op<lora_fold_op, cpu::lora_fold, cuda::lora_fold>(m, "lora_fold");
 }
 

@@ -4,7 +4,6 @@
 
 #include "common/dtype.h"
 #include "ops/row_table.h"
-#include "ops/stream.h"
 
 namespace cmlora {
 
@@ -27,10 +26,6 @@ struct LoraDelta {
 
 namespace cpu {
 void lora_delta(const LoraDelta& op, int isa);
-}
-
-namespace cuda {
-void lora_delta(const LoraDelta& op, const Stream& stream);
 }
 
 }  // namespace cmlora

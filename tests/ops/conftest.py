@@ -1,6 +1,7 @@
 import pytest
 import torch
 from cmlora_fast import _C, ops
+from cmlora_fast.ops import backends
 
 from ..support.host_cuda import HostCuda
 
@@ -37,3 +38,19 @@ def cuda():
 @pytest.fixture(params=[torch.float32, torch.bfloat16, torch.float16], ids=str)
 def dtype(request):
     return request.param
+
+
+@pytest.fixture(params=["cuda", "triton"])
+def backend(request):
+    try:
+        with ops.force(backend=request.param):
+            yield request.param
+    except RuntimeError as error:
+        pytest.skip(str(error))
+
+
+@pytest.fixture
+def cuda_kernels():
+    entry = backends.backends()["cuda"]
+    if not entry["available"]:
+        pytest.skip(entry["reason"])

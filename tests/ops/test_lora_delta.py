@@ -4,6 +4,7 @@ import pytest
 import torch
 from cmlora_fast import _C, ops
 from cmlora_fast.ops import reference
+from cmlora_fast.ops.lora_delta import add_products
 from torch.library import opcheck
 
 from ..support.op_checks import MIXES, RowTable, assert_as_good, lora_inputs, with_serial_pool
@@ -47,6 +48,23 @@ def test_functional_form(dtype, isa):
     _, *inputs = lora_inputs(MIXES["plain"], (13, 37, 41), dtype)
     exact = reference.lora_delta(*(t.double() if t.is_floating_point() else t for t in inputs))
     assert_as_good(ops.lora_delta(*inputs), reference.lora_delta(*inputs), exact)
+
+
+@pytest.mark.parametrize("mix", MIXES.values(), ids=MIXES.keys())
+def test_products_of_all_ranks(mix, dtype):
+    y, x, a, b, *tables = lora_inputs(mix, (13, 37, 41), dtype)
+    unused = torch.ones(mix.total_rank + 3, dtype=torch.bool)  # three ranks of no adapter
+    for slot, _ in (entry for row in mix.rows for entry in row):
+        unused[tables[0][slot] : tables[0][slot + 1]] = False
+    a, b = (torch.nn.functional.pad(t, pad) for t, pad in ((a, (0, 0, 0, 3)), (b, (0, 3))))
+    a[unused], b[:, unused] = float("nan"), float("nan")
+    tables[2:] = (torch.nn.functional.pad(t, (0, 2)) for t in tables[2:])  # entries of no row
+    exact, twin, before = exact_result(y, x, a, b, *tables), y.clone(), y.clone()
+    reference.lora_delta_(twin, x, a, b, *tables)
+    add_products(y, x, a, b, *tables)
+    assert_as_good(y, twin, exact, exact_result(*(t.abs() for t in (before, x, a, b, *tables))))
+    for row, entries in enumerate(mix.rows):
+        assert entries or torch.equal(y[row], before[row])
 
 
 def test_strided_inputs(dtype, isa):

@@ -1,5 +1,3 @@
-import sys
-
 import pytest
 import torch
 from cmlora_fast import ops
@@ -27,23 +25,6 @@ def test_matches_a_layer_and_its_update(mix, dtype):
     assert_as_good(ops.lora_linear(x, w, bias, *adapters), apart, exact)
     without = ops.lora_linear(x, w, None, *adapters)
     torch.testing.assert_close(without + bias, apart, rtol=2e-2, atol=6e-2)
-
-
-@pytest.mark.parametrize("first", [True, False])
-def test_a_gpus_table_may_put_triton_before_cuda(first, monkeypatch):
-    pytest.importorskip("triton")
-    from cmlora_fast.triton_kernels import lora_linear as triton_kernels
-    from cmlora_fast.triton_kernels import tuning
-
-    module, ran = sys.modules["cmlora_fast.ops.lora_linear"], []
-    monkeypatch.setattr(module, "pick", lambda *args, **kwargs: "cuda")
-    monkeypatch.setattr(module, "lora_delta_", lambda *args: ran.append("cuda"))
-    monkeypatch.setattr(triton_kernels, "lora_linear", lambda *args: ran.append("triton"))
-    x, w, *rest = make_inputs(MIXES["plain"])
-    ops.lora_linear(x, w, *rest)  # the default table has measured nothing
-    monkeypatch.setattr(tuning, "comes_first", lambda *call: first)
-    ops.lora_linear(x, w, *rest)
-    assert ran == ["cuda", "triton" if first else "cuda"]
 
 
 def test_registration():

@@ -12,18 +12,28 @@ from ..support.op_checks import MIXES, RowTable, assert_as_good, row_weights
 
 pytest.importorskip("triton")
 from cmlora_fast.triton_kernels import tuning
-from cmlora_fast.triton_kernels.rank_lanes import block_of_ranks
+from cmlora_fast.triton_kernels.rank_lanes import block_of_ranks, most_lanes
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 DTYPES = [torch.float32, torch.float16] + [torch.bfloat16] * (DEVICE == "cuda")
 
-# More ranks on a row than one pass holds (64), and a slab wide enough to show it.
+# More ranks on a row than one pass takes (128, expanded 64 at a time).
 MANY_RANKS = RowTable([100, 60, 7], [[(0, 0.5), (1, -1.0), (2, 1.0)], [(1, 2.0)], []])
+# More than are looked up together, on ranks that begin anywhere.
+MANY_ADAPTERS = RowTable([3] * 70, [[(slot, 0.1) for slot in range(70)], [(69, 1.0)]])
+OCTETS = RowTable([8, 32, 16, 0, 40], [[(4, 1.0), (1, -0.5)], [(2, 0.3)], [(0, 1.0)] * 17])
 
 LORA_CASES = {
     **{f"{name}, odd sizes": (mix, (13, 37, 41)) for name, mix in MIXES.items()},
-    "several blocks": (MIXES["plain"], (70, 130, 80)),  # two of tokens, three of K, two of N
+    "several blocks": (MIXES["plain"], (70, 130, 80)),  # of tokens, K and N
+    "its own in four blocks": (MIXES["each its own"], (130, 64, 200)),
+    "passes in four blocks": (MANY_RANKS, (40, 64, 200)),
     "more ranks than a pass": (MANY_RANKS, (13, 37, 70)),
+    "many adapters": (MANY_ADAPTERS, (5, 16, 24)),
+    "octets of ranks": (OCTETS, (20, 48, 64)),
+    "K in uneven parts": (MIXES["base row"], (20, 1100, 48)),
+    "less K than parts": (MIXES["plain"], (5, 16, 24)),
+    "smallest": (MIXES["one"], (1, 1, 1)),
 }
 
 
@@ -37,25 +47,93 @@ def move(*tensors):
     return [tensor.to(DEVICE) for tensor in tensors]
 
 
+def check_delta(y, x, *rest):
+    exact, twin = y.double(), y.clone()
+    reference.lora_delta_(exact, x.double(), *(t.double() for t in rest[:2]), *rest[2:])
+    terms = y.double().abs()
+    positive = (t.double().abs() for t in (x, *rest[:2]))
+    reference.lora_delta_(terms, *positive, *rest[2:5], rest[5].abs())
+    reference.lora_delta_(twin, x, *rest)
+    ops.lora_delta_(y, x, *rest)
+    assert_as_good(y, twin, exact, terms)
+
+
+def lora_inputs(mix, shape, dtype):
+    tokens, K, N = shape
+    rows, total = len(mix.rows), mix.total_rank
+    y, x = torch.randn(rows, tokens, N), torch.randn(rows, tokens, K)
+    a, b = torch.randn(total, K) / K**0.5, torch.randn(N, total)
+    return move(*(tensor.to(dtype) for tensor in (y, x, a, b)), *mix.tensors())
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("mix, shape", LORA_CASES.values(), ids=LORA_CASES.keys())
 def test_lora_delta(mix, shape, dtype):
-    tokens, K, N = shape
-    rows, total = len(mix.rows), mix.total_rank
-    buffer, x = torch.randn(rows, tokens, N + 3), torch.randn(rows, tokens, K)
-    a, b = torch.randn(total, K) / K**0.5, torch.randn(total, N).T  # b is strided
-    buffer, x, a, b = (tensor.to(dtype) for tensor in (buffer, x, a, b))
-    buffer, x, a, b, *tables = move(buffer, x, a, b, *mix.tensors())
-    y = buffer[..., 1:-2]
-    exact, twin, before = y.double(), y.clone(), buffer.clone()
-    reference.lora_delta_(exact, x.double(), a.double(), b.double(), *tables)
+    y, *rest = lora_inputs(mix, shape, dtype)
+    before = y.clone()
+    check_delta(y, *rest)
+    for row, entries in enumerate(mix.rows):
+        assert entries or torch.equal(y[row], before[row])
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_lora_delta_keeps_to_its_rows_and_columns(dtype):
+    _, x, a, b, *tables = lora_inputs(MIXES["base row"], (19, 24, 40), dtype)
+    (wide,) = move(torch.randn(3, 25, 64).to(dtype))
+    before, y = wide.clone(), wide[:, 3:22, 8:48]
+    y[0, 0, 0] = float("nan")  # of the base row
+    check_delta(y, x[:1].expand(3, -1, -1), a.T.contiguous().T, b.T.contiguous().T, *tables)
+    assert torch.equal(y[0, 1:], before[0, 4:22, 8:48])
+    y.copy_(before[:, 3:22, 8:48])
+    assert torch.equal(wide, before)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_rows_of_rank_0_keep_every_bit(dtype):
+    y, *rest = lora_inputs(RowTable([0, 8], [[(0, 1.0)], []]), (5, 16, 8), dtype)
+    y[:, 0, :3] = torch.tensor([-0.0, float("nan"), float("inf")])
+    before = y.clone().view(torch.uint8)
+    ops.lora_delta_(y, *rest)
+    assert torch.equal(y.view(torch.uint8), before)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("value", [1e4, 1e-6, 0.0])
+def test_extreme_values(value, dtype):
+    y, x, a, b, *tables = lora_inputs(MIXES["plain"], (13, 40, 48), dtype)
+    if dtype == torch.float16 and value > 1:
+        a *= 8  # sums of the ranks pass 65504, y does not
+        b /= 4000
+    check_delta(y, (x * value).to(dtype), a, b, *tables)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_infinity_and_nan_stay_what_and_where_they_are(dtype):
+    mix = RowTable([1], [[(0, 1.0)]])  # with more ranks infinities of both signs meet
+    y, x, a, b, *tables = lora_inputs(mix, (5, 16, 8), dtype)
+    x[0, 1, 3], x[0, 3, 0] = float("inf"), float("nan")
+    twin = y.clone()
     reference.lora_delta_(twin, x, a, b, *tables)
     ops.lora_delta_(y, x, a, b, *tables)
-    assert_as_good(y, twin, exact)
-    assert torch.equal(buffer[..., 0], before[..., 0])
-    assert torch.equal(buffer[..., -2:], before[..., -2:])
-    for row, entries in enumerate(mix.rows):
-        assert entries or torch.equal(y[row], before[row, :, 1:-2])
+    assert torch.equal(y.isnan(), twin.isnan()) and torch.equal(y[0, 1], twin[0, 1])
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_parts_of_k_and_blocks_change_nothing_but_rounding(dtype):
+    y, *rest = lora_inputs(MIXES["plain"], (20, 200, 40), dtype)
+    launch = {"num_warps": 4, "num_stages": 3}
+    with tuning.trial("lora_shrink") as set_config:
+        for parts in (1, 2, 4):
+            set_config({"BLOCK_M": 16, "BLOCK_K": 32, "SPLIT_K": parts, **launch})
+            check_delta(y.clone(), *rest)
+
+
+def test_other_rows_and_tokens_change_nothing():
+    y, x, a, b, slots, row_ptr, *entries = lora_inputs(MIXES["plain"], (40, 40, 136), torch.float32)
+    part = y[1:, 3:30].clone()
+    ops.lora_delta_(y, x, a, b, slots, row_ptr, *entries)
+    ops.lora_delta_(part, x[1:, 3:30], a, b, slots, row_ptr[1:].clone(), *entries)
+    torch.testing.assert_close(part, y[1:, 3:30], rtol=1e-5, atol=1e-5)
 
 
 def test_unused_adapters_are_not_read():
@@ -102,36 +180,15 @@ def test_combine(dtype, per_pixel, scale):
     assert_as_good(out, twin, exact)
 
 
-LINEAR_CASES = {name: LORA_CASES[name] for name in (
-    "plain, odd sizes", "base row, odd sizes", "no entries, odd sizes", "several blocks",
-    "more ranks than a pass",
-)}  # fmt: skip
-
-
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("mix, shape", LINEAR_CASES.values(), ids=LINEAR_CASES.keys())
-def test_lora_linear(mix, shape, dtype):
-    tokens, K, N = shape
-    rows, total = len(mix.rows), mix.total_rank
-    x, w, bias = torch.randn(rows, tokens, K + 2)[..., 1:-1], torch.randn(N, K), torch.randn(N)
-    a, b = torch.randn(total, K) / K**0.5, torch.randn(N, total)
-    x, w, bias, a, b = (tensor.to(dtype) for tensor in (x, w, bias, a, b))
-    x, w, bias, a, b, *tables = move(x, w, bias, a, b, *mix.tensors())
-    for offset in (bias, None):
-        wide = [None if t is None else t.double() for t in (x, w, offset, a, b)]
-        exact = reference.lora_linear(*wide, *tables)
-        twin = reference.lora_linear(x, w, offset, a, b, *tables)
-        assert_as_good(ops.lora_linear(x, w, offset, a, b, *tables), twin, exact)
-
-
 def test_lanes_hold_a_usual_row():
     a = torch.zeros(160, 8)
     slots, row_ptr, row_slot, _ = RowTable([32] * 5, [[(j, 1.0)] for j in range(5)]).tensors()
     assert block_of_ranks(a, slots, row_ptr, row_slot) == 32  # Composite
     slots, row_ptr, row_slot, _ = RowTable([32] * 5, [[(j, 1.0) for j in range(5)]] * 2).tensors()
-    assert block_of_ranks(a, slots, row_ptr, row_slot) == 64  # all on every row, in passes
+    assert block_of_ranks(a, slots, row_ptr, row_slot) == 128  # all on every row, in passes
     slots, row_ptr, row_slot, _ = RowTable([4], []).tensors()
     assert block_of_ranks(a[:4], slots, row_ptr, row_slot) == 16
+    assert most_lanes(6, 2) >= 24  # ranks 7 to 9, then 15 to 17: each in two octets
 
 
 @pytest.mark.parametrize("path", sorted(tuning.TABLES.glob("*.json")), ids=lambda p: p.name)
@@ -147,13 +204,13 @@ def test_tables_are_valid_and_fit_every_call(path):
 @pytest.mark.parametrize(
     "change, message",
     [
-        (lambda rows: rows[0].update(op="lora"), r"row 0: expected op of lora_delta_, lora_linear"),
+        (lambda rows: rows[0].update(op="lora"), r"row 0: expected op of lora_shrink, lora_expand"),
         (lambda rows: rows[1].update(dtypes=["int8"]), r"row 1: expected dtypes of float32"),
         (lambda rows: rows[0].update(max_token=1), r"row 0: unknown keys max_token"),
         (lambda rows: rows[0].update(max_rank=0), r"row 0: expected limits that are whole"),
         (lambda rows: rows[0]["config"].update(BLOCK_M=48), r"row 0: expected blocks that are pow"),
         (lambda rows: rows[0]["config"].pop("num_warps"), r"row 0: expected config of BLOCK_K"),
-        (lambda rows: rows[-1].update(max_rank=8), r"expected a last row of lora_linear"),
+        (lambda rows: rows[-1].update(max_rank=8), r"expected a last row of lora_expand"),
     ],
 )
 def test_a_broken_table_is_named(tmp_path, change, message):

@@ -4,7 +4,7 @@ import contextlib
 import contextvars
 import functools
 import os
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -106,11 +106,6 @@ def pick(op: str, tensor: Tensor, kernels: Collection[str], *, matmul: bool = Fa
     if not _takes(forced, tensor):
         raise RuntimeError(f"{op}: backend {forced!r} does not run on {tensor.device} here")
     return forced
-
-
-def prefers_triton(table_says: Callable[[], bool]) -> bool:
-    """Whether a call that CUDA would take goes to Triton, which a table puts before it."""
-    return _forced_backend.get() is None and bool(_triton_version()) and table_says()
 
 
 def launch(kernel: str, backend: str, tensor: Tensor, *arguments) -> None:

@@ -18,8 +18,9 @@ from ._check import (
 )
 from ._register import register
 from .backends import isa, launch, pick
+from .tensors import accumulator
 
-KERNELS = ("cpu", "cuda", "triton")
+KERNELS = ("cpu", "triton")
 
 
 def _check(op: str, x: Tensor, a: Tensor, b: Tensor, *out: Tensor) -> None:
@@ -40,8 +41,39 @@ def _operands(y: Tensor, x: Tensor) -> tuple:
     return y.data_ptr(), y.shape, y.stride(), x.data_ptr(), x.shape, x.stride()
 
 
-def _run(backend: str, y: Tensor, x: Tensor, a: Tensor, b: Tensor, table: "_C.RowTable") -> None:
-    launch("lora_delta", backend, y, table, *_operands(y, x), *addressed(a, b), DTYPES[y.dtype])
+def _run(backend: str, y: Tensor, x: Tensor, a: Tensor, b: Tensor, tables, table) -> None:
+    """A kernel; ``table``: ``tables`` as those of ``_C`` take them."""
+    if backend == "cpu":
+        launch("lora_delta", "cpu", y, table, *_operands(y, x), *addressed(a, b), DTYPES[y.dtype])
+        return
+    from ..triton_kernels.lora_delta import lora_delta_ as kernel
+
+    kernel(y, x, a, b, *tables)
+
+
+def add_products(y: Tensor, x: Tensor, a: Tensor, b: Tensor, *tables: Tensor) -> None:
+    """The update by torch's products of all ranks, those that a row does not carry set to 0.
+
+    For GPUs without a kernel: unlike the twin it does not ask the host for the tables' contents.
+    """
+    slots, row_ptr, row_slot, row_scale = tables
+    rows, S, R = x.shape[0], slots.numel() - 1, a.shape[0]
+    if not (rows and S and R):
+        return
+    entry = torch.arange(row_slot.numel(), device=x.device)
+    of_row = (entry >= row_ptr[:-1, None]) & (entry < row_ptr[1:, None])  # [rows, nnz]
+    of_slot = row_slot[:, None] == torch.arange(S, device=x.device)  # [nnz, S]
+    same = of_row[:, :, None] & of_slot
+    scale, carried = torch.where(same, row_scale[:, None], 0.0).sum(1), same.any(1)  # [rows, S]
+    rank = torch.arange(R, dtype=slots.dtype, device=x.device)
+    of_rank = (rank >= slots[:-1, None]) & (rank < slots[1:, None])  # [S, ΣR]
+    slot, carried = of_rank.int().argmax(0), (carried[:, :, None] & of_rank).any(1)[:, None]
+    scale = scale[:, None, slot]  # [rows, 1, ΣR]
+    dtype = accumulator(x.dtype)
+    hidden = torch.where(carried, x.to(dtype) @ a.T.to(dtype) * scale, 0.0)
+    ups = torch.where(carried, b.to(dtype), 0.0)  # of each row: what it does not carry may be NaN
+    total = torch.baddbmm(y.to(dtype), hidden, ups.mT)
+    y.copy_(torch.where(carried.any(-1, keepdim=True), total, y.to(dtype)))
 
 
 @register(mutates_args=("y",))
@@ -132,14 +164,11 @@ def _update(
     if backend == "cpu" and packed is not None:
         packed.run(y, x, table)
         wrote(y)
-    elif backend in ("cpu", "cuda"):
-        _run(backend, y, x, a, b, table)
+    elif backend in KERNELS:
+        _run(backend, y, x, a, b, tables, table)
         wrote(y)
-    elif backend == "triton":
-        from ..triton_kernels.lora_delta import lora_delta_ as kernel
-
-        kernel(y, x, a, b, *tables)
-        wrote(y)
+    elif y.is_cuda:
+        add_products(y, x, a, b, *tables)
     else:
         reference.lora_delta_(y, x, a, b, *tables)
 
@@ -177,15 +206,13 @@ def lora_delta(
     _check(op, x, a, b)
     table = check_row_table(op, x, x.shape[0], a.shape[0], tables)
     backend = pick(op, x, KERNELS, matmul=True)
-    if backend == "torch":
+    if backend == "torch" and not x.is_cuda:
         return reference.lora_delta(x, a, b, *tables)
     y = x.new_zeros(x.shape[0], x.shape[1], b.shape[0])
-    if backend in ("cpu", "cuda"):
-        _run(backend, y, x, a, b, table)
+    if backend in KERNELS:
+        _run(backend, y, x, a, b, tables, table)
     else:
-        from ..triton_kernels.lora_delta import lora_delta_ as kernel
-
-        kernel(y, x, a, b, *tables)
+        add_products(y, x, a, b, *tables)
     return y
 
 
