@@ -25,7 +25,7 @@ ROWS = (PARTS, 5 * PARTS)
 BLOCKS = {
     "lora_shrink": {"BLOCK_M": (16, 32, 64, 128), "BLOCK_K": (64, 128), "SPLIT_K": (1, 2, 4),
                     "num_stages": (3, 4, 5)},
-    "lora_expand": {"BLOCK_M": (32, 64, 128), "BLOCK_N": (64, 128), "num_stages": (1,)},
+    "lora_expand": {"BLOCK_M": (64, 128), "BLOCK_N": (64, 128), "num_stages": (1,)},
 }  # fmt: skip
 LAUNCH = {"num_warps": (4, 8)}
 
