@@ -24,4 +24,5 @@ def lora_delta_(
         return
     tables = slots, row_ptr, row_slot, row_scale
     BLOCK_R = block_of_ranks(a, *tables[:3])
-    lora_expand(y, lora_shrink(x, a, *tables, BLOCK_R), b, *tables, BLOCK_R)
+    h, lanes = lora_shrink(x, a, *tables, BLOCK_R)
+    lora_expand(y, h, lanes, b, BLOCK_R)

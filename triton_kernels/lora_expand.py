@@ -5,7 +5,6 @@ import triton.language as tl
 from torch import Tensor
 
 from .lora_shrink import precision_of
-from .rank_lanes import TABLE, row_lanes
 from .tuning import config_of
 
 MOST_LANES = 64  # of a pass, whose tiles of h and b share memory with those of other blocks
@@ -33,11 +32,7 @@ def _lora_expand_kernel(
     y_ptr,  # [rows, tokens, N]
     h_ptr,  # [PARTS, rows, tokens, width], contiguous
     b_ptr,  # [N, ΣR]
-    slots_ptr,  # [S + 1]
-    row_ptr_ptr,  # [rows + 1]
-    row_slot_ptr,  # [nnz]
-    row_scale_ptr,  # [nnz]
-    S,
+    lanes_ptr,  # [rows, width + 1], contiguous
     tokens,
     N,
     R,
@@ -50,12 +45,12 @@ def _lora_expand_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_R: tl.constexpr,
     PARTS: tl.constexpr,
-    TABLE: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
     row = tl.program_id(1)
-    start, end = tl.load(row_ptr_ptr + row), tl.load(row_ptr_ptr + row + 1)
-    if start == end:
+    lanes_ptr += row.to(tl.int64) * (width + 1)
+    total = tl.load(lanes_ptr + width)
+    if total == 0:
         return  # the base row keeps its bits
     part_size = tl.num_programs(1).to(tl.int64) * tokens * width
     h_ptr += row.to(tl.int64) * tokens * width
@@ -68,15 +63,12 @@ def _lora_expand_kernel(
     existing = tl.minimum(token, tokens - 1)
     acc = tl.load(y_at, mask=mask, other=0.0).to(tl.float32)
     first = 0
-    total = 1  # lanes of the row; known after the first pass
-    # A while loop is not pipelined, see lora_shrink.
-    while first < total:
+    while first < total:  # which is not pipelined, see lora_shrink
         lane = first + tl.arange(0, BLOCK_R)
-        h = _load_h(h_ptr, existing, lane, part_size, width, PARTS)  # on its way meanwhile
-        rank, owned, _, total = row_lanes(
-            slots_ptr, row_slot_ptr, row_scale_ptr, S, start, end, first, BLOCK_R, TABLE
-        )
-        h = tl.where(owned[None, :], h, 0.0)
+        h = _load_h(h_ptr, existing, lane, part_size, width, PARTS)
+        word = tl.load(lanes_ptr + lane)
+        owned = word % 2 != 0
+        rank = tl.multiple_of(tl.max_contiguous(word >> 1, 8), 8)  # for loads of 16 bytes
         b = _load_b(b_ptr, rank, owned, n, R, N, b_row_stride, b_col_stride)
         if b.dtype == tl.bfloat16:
             h = h.to(tl.bfloat16)
@@ -84,26 +76,15 @@ def _lora_expand_kernel(
             b = b.to(tl.float32)  # 19-bit floats hold float16
         acc = tl.dot(h, b, acc, input_precision=PRECISION)
         first += BLOCK_R
-    if total > 0:
-        tl.store(y_at, acc.to(y_ptr.dtype.element_ty), mask=mask)
+    tl.store(y_at, acc.to(y_ptr.dtype.element_ty), mask=mask)
 
 
-def lora_expand(
-    y: Tensor,
-    h: Tensor,
-    b: Tensor,
-    slots: Tensor,
-    row_ptr: Tensor,
-    row_slot: Tensor,
-    row_scale: Tensor,
-    BLOCK_R: int,
-) -> None:
+def lora_expand(y: Tensor, h: Tensor, lanes: Tensor, b: Tensor, BLOCK_R: int) -> None:
     (parts, rows, tokens, width), N = h.shape, y.shape[2]
     BLOCK_R = min(BLOCK_R, MOST_LANES)  # a part of what lora_shrink wrote at once
     config = config_of("lora_expand", y, N, BLOCK_R)
     tiles = triton.cdiv(tokens, config["BLOCK_M"]) * triton.cdiv(N, config["BLOCK_N"])
     _lora_expand_kernel[(tiles, rows)](
-        y, h, b, slots, row_ptr, row_slot, row_scale, slots.numel() - 1, tokens, N, b.shape[1],
-        width, *y.stride()[:2], *b.stride(), BLOCK_R=BLOCK_R, PARTS=parts, TABLE=TABLE,
-        PRECISION=precision_of(y), **config,
+        y, h, b, lanes, tokens, N, b.shape[1], width, *y.stride()[:2], *b.stride(),
+        BLOCK_R=BLOCK_R, PARTS=parts, PRECISION=precision_of(y), **config,
     )  # fmt: skip

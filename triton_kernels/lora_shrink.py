@@ -1,4 +1,7 @@
-"""h[r, t, lane] = scale · (x[r] A_kᵀ)[t, rank] over the adapters k of row r, side by side"""
+"""h[r, t, lane] = scale · (x[r] A_kᵀ)[t, rank] over the adapters k of row r, side by side
+
+And which rank each lane stands for, so that no tile of the expansion looks that up again.
+"""
 
 import torch
 import triton
@@ -51,6 +54,7 @@ def _product(
 @triton.jit
 def _lora_shrink_kernel(
     h_ptr,  # [SPLIT_K, rows, tokens, width], contiguous
+    lanes_ptr,  # [rows, width + 1], contiguous
     x_ptr,  # [rows, tokens, K]
     a_ptr,  # [ΣR, K]
     slots_ptr,  # [S + 1]
@@ -76,7 +80,11 @@ def _lora_shrink_kernel(
 ):
     row, part = tl.program_id(1), tl.program_id(2)
     start, end = tl.load(row_ptr_ptr + row), tl.load(row_ptr_ptr + row + 1)
+    lanes_ptr += row.to(tl.int64) * (width + 1)
+    tells = (tl.program_id(0) == 0) & (part == 0)
     if start == end:
+        if tells:
+            tl.store(lanes_ptr + width, 0)
         return
     x_ptr += row.to(tl.int64) * x_row_stride
     h_ptr += (part * tl.num_programs(1) + row).to(tl.int64) * tokens * width
@@ -87,9 +95,12 @@ def _lora_shrink_kernel(
     first = 0
     total = 1  # lanes of the row; known after the first pass
     while first < total:
-        rank, _, scale, total = row_lanes(
+        rank, owned, scale, total = row_lanes(
             slots_ptr, row_slot_ptr, row_scale_ptr, S, start, end, first, BLOCK_R, TABLE
         )
+        lane = first + tl.arange(0, BLOCK_R)
+        if tells:
+            tl.store(lanes_ptr + lane, 2 * rank + owned)
         # Triton 3.6 may give the shared memory of a tile that was made before a pipelined loop to
         # that loop. So no tile but the accumulator, which is in registers, outlives the loop over
         # K: not to the next pass, nor to an expansion in this kernel.
@@ -99,9 +110,11 @@ def _lora_shrink_kernel(
         )  # fmt: skip
         token = (first_token + tl.arange(0, BLOCK_M)).to(tl.int64)
         h_at = h_ptr + token[:, None] * width + (first + tl.arange(0, BLOCK_R))[None, :]
-        h = (acc * scale[None, :]).to(h_ptr.dtype.element_ty)
-        tl.store(h_at, h, mask=token[:, None] < tokens)
+        h = tl.where(owned[None, :] > 0, acc * scale[None, :], 0.0)
+        tl.store(h_at, h.to(h_ptr.dtype.element_ty), mask=token[:, None] < tokens)
         first += BLOCK_R
+    if tells:
+        tl.store(lanes_ptr + width, total)
 
 
 def lora_shrink(
@@ -112,10 +125,12 @@ def lora_shrink(
     row_slot: Tensor,
     row_scale: Tensor,
     BLOCK_R: int,
-) -> Tensor:
-    """h [parts, rows, tokens, width]; the sum over the parts is what the row's lanes hold.
+) -> tuple[Tensor, Tensor]:
+    """h [parts, rows, tokens, width], summed over the parts, and lanes [rows, width + 1].
 
-    Lanes past a row's last, and rows without entries, hold anything.
+    A row's lanes: 2 · rank, and 1 more where the rank is of an adapter of the row, for each column
+    of h; negative past the last; at the end the number of columns in use. The columns of no adapter
+    of the row are 0, those not in use anything.
     """
     (rows, tokens, K), R, S = x.shape, a.shape[0], slots.numel() - 1
     config = config_of("lora_shrink", x, K, BLOCK_R)
@@ -124,12 +139,13 @@ def lora_shrink(
     whole = x.dtype == torch.bfloat16 and parts == 1
     dtype = torch.bfloat16 if whole else torch.float32
     h = torch.empty(parts, rows, tokens, width, dtype=dtype, device=x.device)
+    lanes = torch.empty(rows, width + 1, dtype=torch.int32, device=x.device)
     _lora_shrink_kernel[(triton.cdiv(tokens, config["BLOCK_M"]), rows, parts)](
-        h, x, a, slots, row_ptr, row_slot, row_scale, S, tokens, K, R, width,
+        h, lanes, x, a, slots, row_ptr, row_slot, row_scale, S, tokens, K, R, width,
         *x.stride()[:2], *a.stride(), BLOCK_R=BLOCK_R, EVEN_K=K % config["BLOCK_K"] == 0,
         TABLE=TABLE, PRECISION=precision_of(x), **config,
     )  # fmt: skip
-    return h
+    return h, lanes
 
 
 def precision_of(x: Tensor) -> str:

@@ -29,7 +29,7 @@ def row_lanes(
     its lanes once, with the sum of the scales.
     """
     lane = first + tl.arange(0, BLOCK_R)
-    rank_8 = tl.zeros([BLOCK_R], tl.int32)  # rank + 8; the hints below want an operation
+    rank = tl.full([BLOCK_R], -8, tl.int32)
     owned = tl.zeros([BLOCK_R], tl.int32)
     scale = tl.zeros([BLOCK_R], tl.float32)
     total = 0
@@ -52,12 +52,11 @@ def row_lanes(
         inside = (lane[:, None] >= first_lane[None, :]) & (lane[:, None] < last_lane[None, :])
         ranks = (base // 8 * 8 - first_lane)[None, :] + lane[:, None]
         own = inside & (ranks >= base[None, :]) & (ranks < stop[None, :])
-        rank_8 = tl.maximum(rank_8, tl.max(tl.where(inside, ranks + 8, 0), axis=1))
+        rank = tl.maximum(rank, tl.max(tl.where(inside, ranks, -8), axis=1))
         owned += tl.sum(own.to(tl.int32), axis=1)
         scale += tl.sum(tl.where(own, factor[None, :], 0.0), axis=1)
         total += 8 * tl.sum(octets, axis=0)
-    rank = tl.multiple_of(tl.max_contiguous(rank_8 - 8, 8), 8)
-    return rank, owned > 0, scale, total
+    return rank, owned, scale, total
 
 
 def most_lanes(total_rank: int, adapters: int) -> int:

@@ -19,9 +19,22 @@ LAYERS = {  # tokens of a row, features
     "SDXL 64x64": (4096, 640),
     "SDXL 32x32": (1024, 1280),
 }
+OTHER_LAYERS = {  # tokens of a row, K, N
+    "SD 1.5 16x16, feed-forward in": (256, 1280, 10240),
+    "SD 1.5 16x16, feed-forward out": (256, 5120, 1280),
+    "SDXL 64x64, feed-forward out": (4096, 2560, 640),
+    "SDXL 32x32, feed-forward in": (1024, 1280, 10240),
+    "SDXL 32x32, feed-forward out": (1024, 5120, 1280),
+}
 RANKS = (8, 32, 128)
 ADAPTERS = 5
 PARTS = 2  # guidance
+MIXES = {  # adapters of each pair of guidance rows
+    "10 rows, one each": [[j] for j in range(ADAPTERS)],  # Composite
+    "2 rows, one": [[0]],
+    "2 rows, five": [[*range(ADAPTERS)]],
+}
+BOTH = ("triton", "shrink, expand")  # ours, and two library products with factors made beforehand
 
 
 @dataclass(frozen=True)
@@ -40,48 +53,55 @@ class Case:
 
 
 def cases(device: torch.device, small: bool = False) -> Iterator[Case]:
-    layers = {"small": (24, 32)} if small else LAYERS
-    ranks = (8,) if small else RANKS
-    for layer, (tokens, d) in layers.items():
-        yield from (_lora(layer, tokens, d, rank, device) for rank in ranks)
     for op, its in CASES.items():
-        if "cuda" not in its.kernels or op == "lora_delta_":
-            continue
-        made = its.cases(torch.bfloat16, "tiny" if small else "quick")
-        for name, make in itertools.islice(made, 1 if small else None):
-            yield _case(op, name, make, device)
+        if op == "lora_delta_":
+            yield from _lora_cases(device, small)
+        elif set(its.kernels) - {"cpu"}:
+            made = its.cases(torch.bfloat16, "tiny" if small else "quick")
+            for name, make in itertools.islice(made, 1 if small else None):
+                yield _case(op, name, make, device)
 
 
-def _lora(layer: str, tokens: int, d: int, rank: int, device: torch.device) -> Case:
-    """Composite: five adapters, each on the two guidance rows of its own."""
-    rows, kind = PARTS * ADAPTERS, {"device": device, "dtype": torch.bfloat16}
-    a = torch.randn(ADAPTERS * rank, d, **kind) / d**0.5
-    b = torch.randn(d, ADAPTERS * rank, **kind)
-    w = torch.randn(d, d, **kind) / d**0.5
-    slots, *table = row_table([rank] * ADAPTERS, [[row // PARTS] for row in range(rows)])
-    tables = [t.to(device) for t in (slots, *table)]
-    downs = a.view(ADAPTERS, rank, d).mT.contiguous()
-    ups = b.view(d, ADAPTERS, rank).permute(1, 2, 0).contiguous()
+def _lora_cases(device: torch.device, small: bool) -> Iterator[Case]:
+    if small:
+        yield _lora("small", (24, 32, 32), next(iter(MIXES)), 8, device)
+        return
+    for mix in MIXES:
+        for layer, (tokens, d) in LAYERS.items():
+            yield from (_lora(layer, (tokens, d, d), mix, rank, device) for rank in RANKS)
+    for layer, shape in OTHER_LAYERS.items():
+        yield from (_lora(layer, shape, mix, 32, device) for mix in MIXES)
+
+
+def _lora(
+    layer: str, shape: tuple[int, int, int], mix: str, rank: int, device: torch.device
+) -> Case:
+    (tokens, K, N), groups, kind = shape, MIXES[mix], {"device": device, "dtype": torch.bfloat16}
+    G, rows, adapters = len(groups), PARTS * len(groups), 1 + max(map(max, groups))
+    a = torch.randn(adapters * rank, K, **kind) / K**0.5
+    b = torch.randn(N, adapters * rank, **kind)
+    w = torch.randn(N, K, **kind) / K**0.5
+    table = row_table([rank] * adapters, [group for group in groups for _ in range(PARTS)])
+    tables = [t.to(device) for t in table]
+    R = rank * len(groups[0])  # of a row
+    downs, ups = a.view(G, R, K).mT.contiguous(), b.view(N, G, R).permute(1, 2, 0).contiguous()
     folded = (w + ups.mT @ downs.mT).mT.contiguous()
 
     def make(variant: str) -> Callable[[], object]:
-        x, y = torch.randn(rows, tokens, d, **kind), torch.randn(rows, tokens, d, **kind)
-        x5, y5 = (t.view(ADAPTERS, PARTS * tokens, d) for t in (x, y))
-        update = functools.partial(ops.lora_delta_, y, x, a, b, *tables)
+        x, y = torch.randn(rows, tokens, K, **kind), torch.randn(rows, tokens, N, **kind)
+        xs, ys = (t.view(G, PARTS * tokens, -1) for t in (x, y))
         return {
-            "cuda": update,
-            "triton": update,
-            "triton fused linear": lambda: ops.lora_linear(x, w, None, a, b, *tables),
+            "triton": functools.partial(ops.lora_delta_, y, x, a, b, *tables),
             "base": lambda: torch.matmul(x, w.T, out=y),
-            "folded": lambda: torch.bmm(x5, folded, out=y5),
-            "shrink, expand": lambda: torch.baddbmm(y5, torch.bmm(x5, downs), ups, out=y5),
-            "PEFT": lambda: [y5[j] + (x5[j] @ downs[j]) @ ups[j] * 0.8 for j in range(ADAPTERS)],
+            "folded": lambda: torch.bmm(xs, folded, out=ys),
+            "shrink, expand": lambda: torch.baddbmm(ys, torch.bmm(xs, downs), ups, out=ys),
+            "PEFT": lambda: [ys[j] + (xs[j] @ downs[j]) @ ups[j] * 0.8 for j in range(G)],
         }[variant]
 
-    variants = ("base", "folded", "cuda", "triton", "triton fused linear", "shrink, expand", "PEFT")
-    moved = 3 * rows * tokens * d * 2
-    flops = 2 * rows * tokens * d * d
-    return Case("lora_delta_", f"{layer}, rank {rank}", variants, make, moved, flops)
+    full = mix == next(iter(MIXES))
+    variants = ("base", "folded", *BOTH, "PEFT") if full else BOTH
+    moved, flops = 2 * rows * tokens * (K + 2 * N), 2 * rows * tokens * K * N
+    return Case("lora_delta_", f"{layer}, {mix}, rank {rank}", variants, make, moved, flops)
 
 
 def backend_of(variant: str) -> str | None:

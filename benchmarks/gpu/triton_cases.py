@@ -4,7 +4,8 @@ import importlib
 import pkgutil
 
 from cmlora_fast import triton_kernels
-from cmlora_fast.triton_kernels import rank_lanes, tuning
+from cmlora_fast.triton_kernels import tuning
+from cmlora_fast.triton_kernels.rank_lanes import TABLE
 from triton.compiler import ASTSource
 
 ELEMENTS = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
@@ -22,7 +23,7 @@ KERNELS = {
     for name, module in MODULES.items()
     if (kernel := getattr(module, f"_{name}_kernel", None))
 }
-INTEGERS = ("slots_ptr", "row_ptr_ptr", "row_slot_ptr", "rows_ptr")
+INTEGERS = ("lanes_ptr", "slots_ptr", "row_ptr_ptr", "row_slot_ptr", "rows_ptr")
 FLOATS = ("row_scale_ptr", "weights_ptr")
 OPTIONS = ("num_warps", "num_stages")
 
@@ -77,8 +78,9 @@ def source_of(module, dtype, rank, config):
     constants = {name: value for name, value in config.items() if name not in OPTIONS}
     if rank:
         precision = "tf32x3" if dtype == "float32" else "tf32"
-        constants |= {"BLOCK_R": rank, "PRECISION": precision, "TABLE": rank_lanes.TABLE}
-        constants["a_col_stride" if module == "lora_shrink" else "b_col_stride"] = 1
+        constants |= {"BLOCK_R": rank, "PRECISION": precision}
+        shrinks = module == "lora_shrink"
+        constants |= {"TABLE": TABLE, "a_col_stride": 1} if shrinks else {"b_col_stride": 1}
     signature = {name: _type(name, dtype, constants) for name in kernel.arg_names}
     if "h_ptr" in signature and (dtype == "float16" or _parts(config) > 1):
         signature["h_ptr"] = "*fp32"

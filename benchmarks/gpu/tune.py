@@ -9,7 +9,7 @@ import argparse
 import itertools
 import json
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
@@ -19,15 +19,15 @@ from cmlora_fast.triton_kernels import tuning
 from ..ops.workloads import row_table
 from .kernels import LAYERS, PARTS
 from .timing import copies_for, device_us
+from .triton_cases import RANKS
 
-RANKS = (16, 32, 64)
-ROWS = 5 * PARTS
+ROWS = (PARTS, 5 * PARTS)
 BLOCKS = {
-    "lora_delta_": {"BLOCK_M": (32, 64, 128), "BLOCK_N": (64, 128), "BLOCK_K": (32, 64)},
-    "lora_linear": {"BLOCK_M": (64, 128), "BLOCK_N": (64, 128, 256), "BLOCK_K": (32, 64),
-                    "GROUP_M": (8,)},
+    "lora_shrink": {"BLOCK_M": (16, 32, 64, 128), "BLOCK_K": (64, 128), "SPLIT_K": (1, 2, 4),
+                    "num_stages": (3, 4, 5)},
+    "lora_expand": {"BLOCK_M": (64, 128), "BLOCK_N": (64, 128), "num_stages": (1,)},
 }  # fmt: skip
-LAUNCH = {"num_warps": (4, 8), "num_stages": (2, 3, 4)}
+LAUNCH = {"num_warps": (4, 8)}
 
 
 def configs(op: str) -> Iterator[dict[str, int]]:
@@ -36,20 +36,18 @@ def configs(op: str) -> Iterator[dict[str, int]]:
         yield dict(zip(space, values, strict=True))
 
 
-def calls(op: str, tokens: int, d: int, rank: int, device: torch.device) -> list[Callable]:
-    """The op on a layer with one adapter per row, each call on memory of its own."""
+def calls(rows: int, tokens: int, d: int, rank: int, device: torch.device) -> list[Callable]:
+    """lora_delta_ on a layer with one adapter per row, each call on memory of its own."""
     kind = {"device": device, "dtype": torch.bfloat16}
-    a, b, w = (torch.randn(n, m, **kind) for n, m in ((rank, d), (d, rank), (d, d)))
-    tables = [t.to(device) for t in row_table([rank], [[0]] * ROWS)]
+    a, b = torch.randn(rank, d, **kind), torch.randn(d, rank, **kind)
+    tables = [t.to(device) for t in row_table([rank], [[0]] * rows)]
 
     def one() -> Callable:
-        x = torch.randn(ROWS, tokens, d, **kind)
+        x = torch.randn(rows, tokens, d, **kind)
         y = torch.zeros_like(x)
-        if op == "lora_linear":
-            return lambda: ops.lora_linear(x, w, None, a, b, *tables)
         return lambda: ops.lora_delta_(y, x, a, b, *tables)
 
-    return [one() for _ in range(copies_for(6 * ROWS * tokens * d, device))]
+    return [one() for _ in range(copies_for(6 * rows * tokens * d, device))]
 
 
 def best(op: str, run: list[Callable], measure: Callable, set_config: Callable) -> dict:
@@ -73,25 +71,15 @@ def write(path: Path, gpu: str, rows: list[dict]) -> None:
     tuning.load_table(path)
 
 
-def rows_of(measured: dict[tuple, dict], first: Collection[tuple] = ()) -> list[dict]:
-    """(op, tokens, features, rank) -> config, as rows with limits, the smallest first.
-
-    ``first``: those that beat the kernel in CUDA C++.
-    """
+def rows_of(measured: dict[tuple, dict]) -> list[dict]:
+    """(op, tokens, features, rank) -> config, as rows with limits, the smallest first."""
     rows = []
     for key in sorted(measured):
         op, tokens, features, rank = key
         limits = {"max_tokens": tokens, "max_features": features, "max_rank": rank}
         row = {"op": op, "dtypes": ["float16", "bfloat16"], **limits, "config": measured[key]}
-        rows.append(row | ({"first": True} if key in first else {}))
+        rows.append(row)
     return rows
-
-
-def beats_cuda(run: list[Callable], device: torch.device) -> bool:
-    """Whether the calls, which run in Triton, take less time there than in CUDA C++."""
-    ours = device_us(run, device)
-    with ops.force(backend="cuda"):
-        return ours < device_us(run, device)
 
 
 def main() -> None:
@@ -101,23 +89,21 @@ def main() -> None:
     if not torch.cuda.is_available():
         parser.error("this torch sees no GPU")
     device, stop = torch.device("cuda", 0), time.perf_counter() + args.seconds
-    measured, first = {}, set()
+    measured = {}
     with torch.inference_mode(), ops.force(backend="triton"):
-        for op, rank, (tokens, d) in itertools.product(BLOCKS, RANKS, LAYERS.values()):
-            if time.perf_counter() > stop:
-                print(f"left out: {op}, {tokens} tokens of {d}, rank {rank}")
-                continue
-            run = calls(op, tokens, d, rank, device)
-            with tuning.trial() as set_config:
-                found = best(op, run, lambda calls: device_us(calls, device), set_config)
-                set_config(found)
-                if op == "lora_linear" and beats_cuda(run, device):
-                    first.add((op, tokens, d, rank))
-            measured[op, tokens, d, rank] = found
-            print(op, tokens, d, rank, found, flush=True)
+        for op, rows, (tokens, d) in itertools.product(BLOCKS, ROWS, LAYERS.values()):
+            for rank in RANKS[op]:
+                if time.perf_counter() > stop:
+                    print(f"left out: {op}, {rows} x {tokens} tokens of {d}, rank {rank}")
+                    continue
+                run = calls(rows, tokens, d, rank, device)
+                with tuning.trial(op) as set_config:
+                    found = best(op, run, lambda calls: device_us(calls, device), set_config)
+                measured[op, rows * tokens, d, rank] = found
+                print(op, rows * tokens, d, rank, found, flush=True)
     major, minor = torch.cuda.get_device_capability()
     path = tuning.TABLES / f"sm{major}{minor}.json"
-    write(path, torch.cuda.get_device_name(), rows_of(measured, first))
+    write(path, torch.cuda.get_device_name(), rows_of(measured))
     print(f"wrote {path}")
 
 

@@ -36,7 +36,7 @@ def test_small_run_measures_every_variant(monkeypatch, tmp_path):
     monkeypatch.setattr("sys.argv", ["gpu", "--small", "--out", str(tmp_path)])
     gpu.main()
     found = json.loads((tmp_path / "gpu.json").read_text())
-    on_gpus = [op for op, its in CASES.items() if "cuda" in its.kernels]
+    on_gpus = [op for op, its in CASES.items() if set(its.kernels) - {"cpu"}]
     assert [case["op"] for case in found["kernels"]["cases"]] == on_gpus
     for case in found["kernels"]["cases"]:
         for variant, row in case["variants"].items():
@@ -54,7 +54,7 @@ def test_small_run_measures_every_variant(monkeypatch, tmp_path):
 
 def test_what_does_not_fit_is_named():
     results = gpu.run_kernels(torch.device("cpu"), gpu.Clock(0), True, lambda line: None)
-    on_gpus = [op for op, its in CASES.items() if "cuda" in its.kernels]
+    on_gpus = [op for op, its in CASES.items() if set(its.kernels) - {"cpu"}]
     assert not results["cases"] and len(results["left_out"]) == len(on_gpus)
 
 
@@ -62,7 +62,7 @@ def test_variants_compute_the_same():
     torch.manual_seed(0)
     case = next(gpu_kernels.cases(torch.device("cpu"), small=True))
     results = {}
-    for variant in ("base", "folded", "shrink, expand", "PEFT", "cuda"):
+    for variant in ("base", "folded", "shrink, expand", "PEFT", "triton"):
         torch.manual_seed(1)  # the same x and y
         found = case.make(variant)()
         found = torch.stack(found) if isinstance(found, list) else found
@@ -73,19 +73,42 @@ def test_variants_compute_the_same():
     assert delta.std() > 1
     torch.testing.assert_close(results["shrink, expand"] - y, delta, rtol=0.05, atol=0.2)
     torch.testing.assert_close(results["PEFT"] - y, 0.8 * delta, rtol=0.05, atol=0.2)
-    assert results["cuda"] is None  # ours write into y
+    assert results["triton"] is None  # ours write into y
     assert gpu_timing.copies_for(1, torch.device("cpu")) == 1
 
 
 def test_a_tuned_table_is_valid(tmp_path):
     tune = pytest.importorskip("cmlora_fast.benchmarks.gpu.tune")
-    measured = {("lora_delta_", 4096, 320, 32): next(tune.configs("lora_delta_")),
-                ("lora_linear", 256, 1280, 16): next(tune.configs("lora_linear"))}  # fmt: skip
-    first = [("lora_linear", 256, 1280, 16)]
-    tune.write(tmp_path / "sm90.json", "a GPU", tune.rows_of(measured, first))
+    measured = {("lora_shrink", 8192, 320, 32): next(tune.configs("lora_shrink")),
+                ("lora_expand", 512, 1280, 16): next(tune.configs("lora_expand"))}  # fmt: skip
+    tune.write(tmp_path / "sm90.json", "a GPU", tune.rows_of(measured))
     rows = tune.tuning.load_table(tmp_path / "sm90.json")["rows"]
-    assert [row["op"] for row in rows if row.get("first")] == ["lora_linear"]
-    assert rows[0]["max_tokens"] == 4096 and rows[0]["op"] == "lora_delta_"
+    assert rows[0]["max_tokens"] == 8192 and rows[0]["op"] == "lora_shrink"
+    assert next(row for row in rows if row["op"] == "lora_expand")["max_rank"] == 16
+
+
+def test_two_products_stand_beside_ours_in_every_case():
+    cases = [c for c in gpu_kernels.cases(torch.device("meta")) if c.op == "lora_delta_"]
+    assert len(cases) == 60 and all({*gpu_kernels.BOTH} <= {*case.variants} for case in cases)
+
+
+@pytest.mark.parametrize("mix", gpu_kernels.MIXES)
+def test_two_products_compute_what_ours_does(mix):
+    case = gpu_kernels._lora("small", (24, 32, 40), mix, 8, torch.device("cpu"))
+    results = []
+    for variant in gpu_kernels.BOTH:
+        torch.manual_seed(1)  # the same x and y
+        call = case.make(variant)
+        y = call.args[0] if variant == "triton" else None
+        found = call()
+        results.append((found if y is None else y).flatten().float())
+    torch.manual_seed(1)
+    rows = 2 * len(gpu_kernels.MIXES[mix])
+    torch.randn(rows, 24, 32, dtype=torch.bfloat16)
+    y = torch.randn(rows, 24, 40, dtype=torch.bfloat16).flatten().float()
+    ours, products = (result - y for result in results)
+    assert ours.std() > 1
+    torch.testing.assert_close(ours, 0.8 * products, rtol=0.05, atol=0.2)
 
 
 def test_the_fastest_configuration_that_compiles_is_taken():
@@ -97,5 +120,5 @@ def test_the_fastest_configuration_that_compiles_is_taken():
             raise RuntimeError("out of shared memory")
         return 1.0 + (chosen[-1]["BLOCK_M"] != 64)
 
-    found = tune.best("lora_delta_", [], measure, chosen.append)
+    found = tune.best("lora_expand", [], measure, chosen.append)
     assert found["num_warps"] == 8 and found["BLOCK_M"] == 64

@@ -1,6 +1,5 @@
 """Cases of the ops that apply or fold low-rank adapters."""
 
-from collections.abc import Callable
 from functools import partial
 
 import torch
@@ -47,18 +46,6 @@ def _ranks(slots, row_ptr, row_slot, row_scale) -> int:
     return sum((slots[1:] - slots[:-1])[row_slot.long()].tolist())
 
 
-def lora_linear_cases(dtype: torch.dtype, size: str) -> Cases:
-    for name, make in lora_delta_cases(dtype, size):
-        yield name, partial(linear_inputs, make)
-
-
-def linear_inputs(make: Callable[[], tuple]) -> tuple:
-    """x, w, bias, a, b and the table."""
-    y, x, *rest = make()
-    N, K = y.shape[2], x.shape[2]
-    return x, (torch.randn(N, K) / K**0.5).to(x.dtype), torch.randn(N).to(x.dtype), *rest
-
-
 def lora_fold_cases(dtype: torch.dtype, size: str) -> Cases:
     if size == "tiny":
         for N, K in ((41, 37), (130, 72)):
@@ -98,7 +85,7 @@ CASES = {
     "scale_ranks_": OpCases(scale_ranks_cases, ("cuda",), lambda h, scales: 2 * h.nbytes),
     "lora_delta_": OpCases(
         lora_delta_cases,
-        ("cpu", "cuda", "triton"),
+        ("cpu", "triton"),
         lambda y, x, a, b, *table: 2 * y.nbytes + x.nbytes + a.nbytes + b.nbytes,
         lora_delta_flops,
     ),
@@ -107,11 +94,5 @@ CASES = {
         ("cpu", "cuda"),
         lambda w, a, b, *table: table[1].numel() * w.nbytes + a.nbytes + b.nbytes,
         lambda w, a, b, *table: 2 * _ranks(*table) * w.numel(),
-    ),
-    "lora_linear": OpCases(
-        lora_linear_cases,
-        ("triton",),
-        lambda x, w, bias, a, b, *table: x.nbytes + w.nbytes + a.nbytes + b.nbytes,
-        lambda x, w, *rest: 2 * x[..., 0].numel() * w.numel(),
     ),
 }

@@ -90,7 +90,8 @@ def lora_delta_(
     """``y[r] += Σ_k row_scale[k] · (x[r] A_kᵀ) B_kᵀ`` over k in row_ptr[r] : row_ptr[r + 1]
 
     A_k and B_k are the ranks ``slots[row_slot[k]] : slots[row_slot[k] + 1]`` of the slabs. A row
-    without entries keeps every bit. Accumulates in float32 and rounds once. No autograd.
+    without entries keeps every bit. Accumulates in float32 and rounds once; on a GPU bfloat16 is
+    rounded between the two products as well. No autograd.
 
     Args:
         y: Layer output, updated in place. [rows, tokens, N], last dimension contiguous.
