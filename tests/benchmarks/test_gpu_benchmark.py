@@ -2,65 +2,144 @@ import json
 import shutil
 import subprocess
 import sys
+import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from cmlora_fast.benchmarks.gpu import __main__ as gpu
 from cmlora_fast.benchmarks.gpu import kernels as gpu_kernels
+from cmlora_fast.benchmarks.gpu import parts, pipelines, report
 from cmlora_fast.benchmarks.gpu import timing as gpu_timing
+from cmlora_fast.benchmarks.gpu.parts import Lease, rows_in
 from cmlora_fast.benchmarks.ops.kernel_cases import CASES
 
 ROOT = Path(__file__).parents[2]
+CPU = torch.device("cpu")
 
 
-def test_dry_run_prints_the_plan(tmp_path):
+def shell(*arguments):
     shutil.which("bash") or pytest.skip("needs bash")
-    done = subprocess.run(
-        ["bash", "benchmarks/gpu.sh", str(tmp_path / "out"), "--dry-run"],
+    return subprocess.run(
+        ["bash", "benchmarks/gpu.sh", *map(str, arguments)],
         cwd=ROOT, env={"PATH": "/usr/bin:/bin", "PYTHON": sys.executable},
         capture_output=True, text=True,
     )  # fmt: skip
+
+
+def lease(out, seconds=600.0, log=lambda line: None):
+    return Lease(out, CPU, True, time.perf_counter() + seconds, log)
+
+
+def test_dry_run_prints_the_plan(tmp_path):
+    done = shell(tmp_path / "out", "--dry-run")
     assert done.returncode == 0, done.stderr[-2000:]
     lines = done.stdout.splitlines()
     assert lines[0].startswith("build") and lines[1].startswith("test")
-    assert lines[-1] == gpu.plan(small=False)[-1] and "SDXL 1024x1024, 5 adapters" in lines[-3]
-    assert "CLoRA, no graphs" in lines[-1] and "compiled" in lines[-1]
+    assert lines[3:] == parts.plan(small=False)
     assert not (tmp_path / "out").exists()
-    wrong = subprocess.run(["bash", "benchmarks/gpu.sh"], cwd=ROOT, capture_output=True, text=True)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [(), ("out", "more"), ("out", "--only"), ("out", "--only", "sd16"), ("out", "--resume", "no"),
+     ("out", "--seconds", "soon"), ("out", "--fast")],
+    ids=str,
+)  # fmt: skip
+def test_wrong_arguments_of_the_script(arguments):
+    wrong = shell(*arguments)
     assert wrong.returncode == 2 and "usage" in wrong.stderr
 
 
-def test_small_run_measures_every_variant(monkeypatch, tmp_path):
-    monkeypatch.setattr(gpu.gpu_pipelines, "SMALL", dict([*gpu.gpu_pipelines.SMALL.items()][:1]))
-    monkeypatch.setattr("sys.argv", ["gpu", "--small", "--out", str(tmp_path)])
+def test_a_part_that_does_not_exist(monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["gpu", "--small", "--only", "sd15,sd16"])
+    with pytest.raises(SystemExit):
+        gpu.main()
+    assert "sd16" in capsys.readouterr().err
+
+
+def test_every_pipeline_variant(tmp_path, monkeypatch):
+    monkeypatch.setattr(pipelines, "REPEATS", 1)
+    known = replace(pipelines.SMALL["sd15"], short=1, long=2)
+    monkeypatch.setitem(pipelines.SMALL, "sd15", known)
+    parts.PARTS["sd15"](lease(tmp_path))
+    rows = rows_in(tmp_path / "sd15.jsonl")
+    assert [(r["variant"], r["adapters"]) for r in rows] == [
+        (v.name, v.adapters) for v in parts.EVERYONE
+    ]
+    assert not [row["error"] for row in rows if "error" in row]
+    assert all(row["image_ms"] > 0 and row["steps"] == [1, 2] for row in rows)
+    assert all(("graphs" in row) == (v.enabled is not None)
+               for row, v in zip(rows, parts.EVERYONE, strict=True))  # fmt: skip
+
+
+def test_small_run_of_the_kernels(tmp_path, monkeypatch):
+    options = ["--small", "--out", str(tmp_path), "--only", "kernels"]
+    monkeypatch.setattr("sys.argv", ["gpu", *options])
     gpu.main()
-    found = json.loads((tmp_path / "gpu.json").read_text())
-    on_gpus = [op for op, its in CASES.items() if set(its.kernels) - {"cpu"}]
-    assert [case["op"] for case in found["kernels"]["cases"]] == on_gpus
-    for case in found["kernels"]["cases"]:
-        for variant, row in case["variants"].items():
-            if gpu_kernels.backend_of(variant) is None or torch.cuda.is_available():
-                assert row["device_us"] > 0 and row["host_us"] > 0 and row["share_of_copy"] > 0
-            elif variant == "cuda":
-                assert "backend 'cuda' is not available" in row["error"]
-    rows = found["pipelines"]["results"]
-    every = (*gpu.gpu_pipelines.THEIRS, *gpu.gpu_pipelines.OURS, *gpu.gpu_pipelines.CLORA)
-    assert [row["variant"] for row in rows] == [*every]
-    assert all(row["ms_per_step"] > 0 for row in rows) and not found["pipelines"]["left_out"]
-    ours = [row for row in rows if row["variant"].startswith("ours")]
-    assert all(row["host_ms_per_step"] > 0 and not row["graphs"]["used"] for row in ours)
+    limits, *cases = rows_in(tmp_path / "kernels.jsonl")
+    assert limits["copy_bytes_per_s"] > 0 and limits["product_flops_per_s"] > 0
+    wanted = [case.op for case in gpu_kernels.cases(CPU, True)]
+    assert [case["op"] for case in cases] == wanted
+    assert {op for op, its in CASES.items() if "cuda" in its.kernels} <= {*wanted}
+    for case in cases:
+        for variant, times in case["variants"].items():
+            if gpu_kernels.backend_of(variant) is None:
+                assert times["device_us"] > 0 and times["host_us"] > 0
+            elif variant == "cuda" and not torch.cuda.is_available():
+                assert "backend 'cuda' is not available" in times["error"]
+    assert json.loads((tmp_path / "gpu.json").read_text())["parts"]["kernels"]
 
 
-def test_what_does_not_fit_is_named():
-    results = gpu.run_kernels(torch.device("cpu"), gpu.Clock(0), True, lambda line: None)
-    on_gpus = [op for op, its in CASES.items() if set(its.kernels) - {"cpu"}]
-    assert not results["cases"] and len(results["left_out"]) == len(on_gpus)
+def test_rows_that_are_there_are_not_measured_again(tmp_path):
+    path, made = tmp_path / "kernels.jsonl", []
+    path.write_text('{"op": "a", "case": "1"}\n{"op": "b", "error": "no"}\n{"op": "cut o')
+
+    def measure(name):
+        return lambda: made.append(name) or {"us": 1.0}
+
+    for name in "ab":
+        lease(tmp_path).row("kernels", {"op": name}, measure(name))
+    assert made == ["b"]  # an error is tried again
+
+
+def test_what_does_not_fit_is_named(tmp_path):
+    said = []
+    late = lease(tmp_path, seconds=-1.0, log=said.append)
+    late.row("kernels", {"op": "a"}, lambda: pytest.fail("measured"))
+    assert said == ['left out: kernels {"op": "a"}'] and not rows_in(tmp_path / "kernels.jsonl")
+
+
+def test_a_failure_is_a_row(tmp_path):
+    def fail():
+        raise RuntimeError("out of memory")
+
+    lease(tmp_path).row("sd15", {"variant": "x"}, fail)
+    assert rows_in(tmp_path / "sd15.jsonl")[0]["error"] == "RuntimeError: out of memory"
+
+
+def made_up(variant, adapters, step, fixed, model="SD 1.5 512x512"):
+    image = fixed + 30 * step
+    return {"model": model, "variant": variant, "adapters": adapters, "step_ms": step,
+            "fixed_ms": fixed, "image_ms": image, "first_calls": [1.0, 1.0],
+            "spread_ms": [[0, 1], [image, image]]}  # fmt: skip
+
+
+def test_aims_are_judged():
+    rows = [made_up(report.PEER, 0, 10.0, 4.0), made_up("lossless", 1, 8.0, 13.0),
+            made_up("delta", 1, 9.0, 5.0), made_up("CMLoRA offline", 5, 20.0, 4.0)]  # fmt: skip
+    lines = report.judged(rows, "SD 1.5 512x512")
+    assert "| lossless step / compiled plain step | 0.80 | 0.9 | met |" in lines
+    assert "| delta step / folded step, one adapter | 1.12 | 1.2 | met |" in lines
+    assert "| CMLoRA image, five / compiled plain image | 1.99 | 1.6 | missed |" in lines
+    assert any("over plain" in line or "9.00 | 8 | missed" in line for line in lines)
+    assert sum("not measured" in line for line in lines) == 3
 
 
 def test_variants_compute_the_same():
     torch.manual_seed(0)
-    case = next(gpu_kernels.cases(torch.device("cpu"), small=True))
+    case = next(c for c in gpu_kernels.cases(CPU, small=True) if c.op == "lora_delta_")
     results = {}
     for variant in ("base", "folded", "shrink, expand", "PEFT", "triton"):
         torch.manual_seed(1)  # the same x and y
