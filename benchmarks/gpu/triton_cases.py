@@ -1,6 +1,7 @@
 """The Triton kernels as they are launched: block sizes of every tuning table, types and strides."""
 
 import importlib
+import math
 import pkgutil
 
 from cmlora_fast import triton_kernels
@@ -36,23 +37,33 @@ def cases(quick: bool = False):
         rows = tuning.load_table(path)["rows"]
         for op in tuning.BLOCKS:
             for dtype in dtypes:
-                mine = [row for row in rows if row["op"] == op and dtype in row["dtypes"]]
-                found = _reachable(op, dtype, mine, RANKS[op][1:] if quick else RANKS[op])
-                seen += [(*case, config | its) for *case, config in found for its in LAUNCHES[op]]
+                mine = [row for row in rows if dtype in row["dtypes"]]
+                for rank in RANKS[op][1:] if quick else RANKS[op]:
+                    for config, fewest in _reachable(op, mine, rank):
+                        launches = [its for its in LAUNCHES[op] if _can_be(its, fewest, mine)]
+                        seen += [(op, dtype, rank, config | its) for its in launches]
     for name in KERNELS:
         built = getattr(MODULES[name], "BUILDS", ())  # those without have tables
         seen += [(name, dtype, 0, config) for dtype in dtypes for config in built]
     return [case for index, case in enumerate(seen) if case not in seen[:index]]
 
 
-def _reachable(module, dtype, rows, ranks):
-    """What a table's rows give for each rank, down to the first row that takes all of that rank."""
-    for rank in ranks:
-        for row in rows:
-            if rank <= row.get("max_rank", rank):
-                yield module, dtype, rank, row["config"]
-                if not any(key in row for key in ("max_tokens", "max_features")):
-                    break
+def _reachable(op, rows, rank):
+    """Configs that a table gives for a rank, down to the row that takes all, and their least tokens."""
+    fewest = 0
+    for row in (row for row in rows if row["op"] == op):
+        most = row.get("max_tokens", math.inf)
+        if rank <= row.get("max_rank", rank) and fewest < most:
+            yield row["config"], fewest
+            if "max_features" not in row:
+                fewest = most
+
+
+def _can_be(launch, tokens, rows):
+    """Whether the sums over K are cut in launch's parts for that many tokens or more."""
+    parts = launch.get("PARTS", 1)
+    cut = [row.get("max_tokens") for row in rows if row["config"].get("SPLIT_K") == parts]
+    return parts == 1 or any(most is None or tokens < most for most in cut)
 
 
 def name_of(case):
