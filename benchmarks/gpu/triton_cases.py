@@ -49,7 +49,7 @@ def cases(quick: bool = False):
 
 
 def _reachable(op, rows, rank):
-    """Configs that a table gives for a rank, down to the row that takes all, and their least tokens."""
+    """Configs that a table gives for a rank, down to the row that takes all; their least tokens."""
     fewest = 0
     for row in (row for row in rows if row["op"] == op):
         most = row.get("max_tokens", math.inf)
