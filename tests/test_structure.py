@@ -18,12 +18,13 @@ BELOW = {
     "_C": set(),
     "triton_kernels": set(),
     "ops": {"_C", "triton_kernels"},
-    "adapters": {"ops"},
-    "unet": {"adapters", "ops"},
+    "hooks": set(),
+    "adapters": {"ops", "hooks"},
+    "unet": {"adapters", "ops", "hooks"},
     "methods": set(),
     "schedule": {"methods"},
     "clora": {"unet", "adapters", "ops", "methods", "schedule"},
-    "engine": {"clora", "unet", "adapters", "ops", "methods", "schedule"},
+    "engine": {"clora", "unet", "adapters", "ops", "hooks", "methods", "schedule"},
 }
 INNER = set(BELOW)
 BELOW["frontdoor"] = INNER

@@ -71,9 +71,9 @@ def disable(pipe: Any) -> Any:
     """Make the pipeline what it was before ``enable``, bit for bit; a no-op if not enabled."""
     engine = _engine_of(pipe)
     if engine is not None:
-        del _engines[pipe]
         _summaries[pipe] = engine.settled()
         engine.detach()
+        _engines.pop(pipe, None)  # last: whoever interrupts this may disable again
     return pipe
 
 
@@ -122,6 +122,7 @@ def _apply(pipe: Any, settings: Settings) -> None:
 
 def _check_pipe(pipe: Any) -> None:
     unet = getattr(pipe, "unet", None)
+    unet = getattr(unet, "_orig_mod", unet)  # of torch.compile's wrapper
     if not isinstance(unet, UNet2DConditionModel):
         found = "no unet" if unet is None else f"a unet of type {type(unet).__name__}"
         raise TypeError(

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..ops.tensors import accumulator
+from ..ops.tensors import accumulator, is_dense
 
 __all__ = ["Contents", "alike", "is_normed", "norm_bits"]
 
@@ -83,8 +83,7 @@ def norm_bits(tensors: Sequence[Tensor]) -> Tensor:
 
 def is_normed(tensor: Tensor) -> bool:
     """Whether ``norm_bits`` takes it: a plain matrix of floats, with its numbers at hand."""
-    plain = type(tensor) in (torch.nn.Parameter, Tensor)
-    return plain and tensor.dtype in FLOATS and not tensor.is_meta
+    return is_dense(tensor) and tensor.dtype in FLOATS
 
 
 def alike(tensors) -> list[list[Tensor]]:

@@ -181,13 +181,15 @@ def _sums(layers: Sequence[AdaptedLayer]) -> dict[int, tuple[float, float]]:
 
     Versions do not tell of writes through ``.data``, which is how PEFT swaps adapters in place.
     """
-    tensors = [t for layer in layers for a in layer.adapters.values() for t in (a.a, a.b)]
+    every = [t for layer in layers for a in layer.adapters.values() for t in (a.a, a.b)]
+    away = {id(t): [0.0, 0.0] for t in every if t.is_meta}  # offloaded: read by whoever brings it
+    tensors = [t for t in every if not t.is_meta]
     if not tensors:
-        return {}
+        return away
     flat = [tensor.detach() for tensor in tensors]
     sums = torch.stack([t.sum(dtype=torch.float32) for t in flat]).tolist()
     norms = torch.stack([torch.linalg.vector_norm(t, dtype=torch.float32) for t in flat]).tolist()
-    return {id(t): pair for t, *pair in zip(tensors, sums, norms, strict=True)}
+    return away | {id(t): pair for t, *pair in zip(tensors, sums, norms, strict=True)}
 
 
 def _with_contents(layers: Sequence[AdaptedLayer]) -> tuple[AdaptedLayer, ...]:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import chain
+from operator import itemgetter
 from typing import Any
 
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
-from .contents import Contents
+from .contents import Contents, is_normed
 from .peft import LoadedAdapters, read_adapters
 from .structure import Structure
 
@@ -30,6 +31,8 @@ class Watch:
         self._structure: Structure | None = None
         self._layers: list[BaseTunerLayer] = []
         self._dropouts: list[nn.Dropout] = []
+        self._owns: list[dict[str, Any]] = []
+        self._marked: tuple | None = None
         self._adapters: LoadedAdapters | None = None
         self._for: tuple[Structure, list[list[Any]]] | None = None
         self._contents: Contents | None = None
@@ -41,6 +44,25 @@ class Watch:
             self._layers = tuner_layers(self._structure)
             self._dropouts = [m for m in self._structure.modules if isinstance(m, nn.Dropout)]
         return self._structure
+
+    def mark(self) -> None:
+        """Remember what says which adapters are active, see ``moved``."""
+        self._owns = [*map(vars, self._layers)]
+        self._marked = self._pulse()
+
+    def moved(self) -> bool:
+        """Whether adapters were switched, weighted, loaded or fused since ``mark``.
+
+        Asked at every step: some five passes over the layers' dictionaries, no line of Python each.
+        """
+        return self._pulse() != self._marked
+
+    def _pulse(self) -> tuple:
+        owns = self._owns
+        told = [[*map(itemgetter(name), owns)] for name in ("_disable_adapters", "_active_adapter")]
+        scaling = chain.from_iterable(map(dict.values, map(itemgetter("scaling"), owns)))
+        merged = sum(map(len, map(itemgetter("merged_adapters"), owns)))
+        return *told, [*scaling], merged, len(getattr(self._model, "peft_config", ()))
 
     def adapters(self) -> LoadedAdapters:
         """As ``read_adapters``, and raises as it does."""
@@ -76,9 +98,11 @@ def _state(layers: Sequence[BaseTunerLayer]) -> list[list[Any]]:
 
 
 def _contents(adapters: LoadedAdapters) -> Contents | None:
-    """None where a weight is made anew at every use (parametrised): nothing tells of it."""
+    """None where nothing tells of a weight: made anew at every use (parametrised), or elsewhere."""
     layers = [layer for layer in adapters.layers if layer.adapters]
     if any("weight" not in vars(layer.base)["_parameters"] for layer in layers):
         return None
     exact = [t for layer in layers for a in layer.adapters.values() for t in (a.a, a.b)]
+    if not all(map(is_normed, exact)):
+        return None  # offloaded or packed: nothing is kept of them
     return Contents(exact, [layer.base.weight for layer in layers])

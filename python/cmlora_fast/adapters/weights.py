@@ -16,6 +16,7 @@ from .execution import Execution
 from .folded import FoldedLayer
 from .folds import Folds, FoldSlot
 from .peft import AdaptedLayer, LoadedAdapters
+from .through import PeftLayer, runs_through_peft
 from .wide import WideLayer, is_wide
 
 __all__ = ["WeightReport", "WeightStore"]
@@ -25,7 +26,7 @@ __all__ = ["WeightReport", "WeightStore"]
 MEMORY_SHARE = 0.5
 
 Subset = tuple[str, ...]
-LayerWeights = FoldedLayer | DeltaLayer | WideLayer
+LayerWeights = FoldedLayer | DeltaLayer | WideLayer | PeftLayer
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ class WeightReport:
     """How the weights run.
 
     Args:
-        mode: "fold", "delta", "mixed" or "base".
+        mode: "fold", "delta", "mixed", "base", or "peft" where PEFT's own forward runs.
         reason: Why.
         bytes: Memory beside the pipeline's own, folds kept from earlier calls included.
         seconds: What making them took in this call.
@@ -80,7 +81,10 @@ class WeightStore:
                 one layer, by their names in ``joined``.
         """
         started, static = time.perf_counter(), execution.static
-        layers = [layer for layer in adapters.layers if any(_members(layer, s) for s in subsets)]
+        every = [layer for layer in adapters.layers if any(_members(layer, s) for s in subsets)]
+        aside = [layer for layer in every if runs_through_peft(layer)]
+        through = {layer.name: PeftLayer(layer, subsets, scale) for layer in aside}
+        layers = [layer for layer in every if layer.name not in through]
         need = _fold_bytes(layers, subsets)
         fold, limit, reason = self._policy(layers, sum(need.values()), len(subsets), execution)
         wanted = {} if not fold else _stack_bytes(layers, len(subsets)) if static else need
@@ -95,10 +99,10 @@ class WeightStore:
         others = [layer for layer in layers if layer.name not in weights]
         single, joined = _wide(others, together, limit) if static else ((), ())
         made = self._apart(others, single, joined, subsets, scale, static)
-        weights |= {layer.name: made[layer.name,] for layer in others}
-        weights = {layer.name: weights[layer.name] for layer in layers}
+        weights |= {layer.name: made[layer.name,] for layer in others} | through
+        weights = {layer.name: weights[layer.name] for layer in every}
         self.joined = self._folds.joined() | {n: w for n, w in made.items() if len(n) > 1}
-        self.report = self._report(len(weights), len(others), reason, started)
+        self.report = self._report(len(layers), len(others), len(through), reason, started)
         return weights
 
     def _apart(
@@ -156,14 +160,21 @@ class WeightStore:
             return True, limit, f"folding costs nothing per step and fits: {sizes}"
         return False, limit, f"folded weights would not fit: {sizes} (half of the free memory)"
 
-    def _report(self, layers: int, apart: int, reason: str, started: float) -> WeightReport:
-        """``apart``: layers whose adapters run beside their base."""
+    def _report(
+        self, layers: int, apart: int, through: int, reason: str, started: float
+    ) -> WeightReport:
+        """``apart``: of the layers, those whose adapters run beside their base; ``through``: how
+        many more run through PEFT."""
         seconds = time.perf_counter() - started
         beside = [beside.weights for beside in self._beside.values()]
         size = self._folds.bytes + sum(weights.bytes for weights in beside)
         wide = sum(len(n) for n, b in self._beside.items() if isinstance(b.weights, WideLayer))
         if wide:
             reason += f"; {wide} of {layers} layers run as one product with their adapters"
+        if through:
+            told = f"{through} layer(s) run through PEFT: others have hooks or weights there"
+            reason, mode = (f"{reason}; {told}", "mixed") if layers else (told, "peft")
+            return WeightReport(mode, reason, size, seconds)
         if apart in (0, layers):
             mode = "base" if not layers else "delta" if apart else "fold"
             return WeightReport(mode, reason, size, seconds)

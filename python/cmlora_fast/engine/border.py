@@ -7,17 +7,18 @@ import weakref
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from ..unet.patches import Patches
+from ..hooks import Hook, Patches
 
-__all__ = ["Border"]
+__all__ = ["Border", "unet_of"]
 
 
 class Border:
     """Calls ``owner`` where a pipeline starts a call, runs its UNet and steps its scheduler.
 
-    ``owner`` has ``start(encode)``, ``new_schedule()``, ``unet_call(plain, args, kwargs)``,
+    ``owner`` has ``encode(encode)``, ``new_schedule()``, ``unet_call(plain, args, kwargs)``,
     ``take_correction()`` and ``after_step(latents)``.
     Every hook is an instance attribute and keeps the signature of what it shadows: pipelines ask
     for it to find out whether a scheduler takes ``eta`` and ``generator``.
@@ -36,18 +37,19 @@ class Border:
 
     def attach(self) -> None:
         """Hook the pipeline, its UNet and its scheduler as they are."""
-        pipe, unet = self.pipe, self.pipe.unet
-        self.unet = unet
+        pipe, unet = self.pipe, unet_of(self.pipe)
         # accelerate's offloading moves the weights and then calls _old_forward: hook beneath it.
         name = "_old_forward" if "_old_forward" in unet.__dict__ else "forward"
         forward = getattr(unet, name)
         other = getattr(forward, "border", None)
-        if other is not None and other.pipe is not None:
+        if other is not None and other.pipe is not None and not forward.gone:
             raise RuntimeError(
                 "pipe: its UNet is enabled through another pipeline that shares it; "
                 "call disable on that one first"
             )
-        hook = _shadow(forward, self._unet_forward)
+        self.unet = unet
+        # What torch.compile makes of the UNet from outside stops here: runs are not traced.
+        hook = _shadow(forward, torch.compiler.disable(self._unet_forward))
         hook.border = self
         self._patches.set(unet, name, hook)
         for name in ("encode_prompt", "_encode_prompt"):  # older pipelines have the second alone
@@ -59,9 +61,9 @@ class Border:
 
     def detach(self) -> None:
         """Leave everything as it was found."""
+        self.unet = self.scheduler = None
         self._scheduler_patches.restore()
         self._patches.restore()
-        self.unet = self.scheduler = None
 
     def follow_scheduler(self) -> None:
         """Hook the scheduler that the pipeline has by now; let go of the one it had."""
@@ -84,6 +86,16 @@ class Border:
             steps = 1 if timesteps is None else len(timesteps)
         return max(1, int(steps))
 
+    def place_of(self, timestep: Any) -> int | None:
+        """Which UNet call of the schedule has the nearest timestep; None: there is no schedule."""
+        timesteps = getattr(self.scheduler, "timesteps", None)
+        try:
+            values = torch.as_tensor(timesteps).tolist()[-self.timesteps() :]
+            now = float(timestep.flatten()[0] if isinstance(timestep, Tensor) else timestep)
+        except (TypeError, ValueError, RuntimeError):
+            return None
+        return min(range(len(values)), key=lambda place: abs(values[place] - now), default=None)
+
     def order(self) -> int:
         """UNet evaluations per step of the scheduler."""
         return max(1, getattr(self.scheduler, "order", 1))
@@ -96,29 +108,21 @@ class Border:
         """Guidance parts of a UNet batch."""
         return 2 if self.guided() else 1
 
-    # Whoever wrapped a hook of ours may call it after we have gone: it is transparent then.
-
     def _unet_forward(self, original: Callable, *args, **kwargs):
-        if self.unet is None:
-            return original(*args, **kwargs)
         return self._owner.unet_call(original, args, kwargs)
 
     def _encode_prompt(self, original: Callable, *args, **kwargs):
-        if self.unet is None:
-            return original(*args, **kwargs)
-        return self._owner.start(functools.partial(original, *args, **kwargs))
+        return self._owner.encode(functools.partial(original, *args, **kwargs))
 
     def _set_timesteps(self, original: Callable, *args, **kwargs):
-        if self.unet is not None:
-            self._owner.new_schedule()
+        self._owner.new_schedule()
         return original(*args, **kwargs)
 
     def _scheduler_step(self, original: Callable, *args, **kwargs):
-        if self.unet is not None:
-            args, kwargs = self._corrected(args, kwargs)
+        args, kwargs = self._corrected(args, kwargs)
         result = original(*args, **kwargs)
         latents = result[0] if isinstance(result, tuple) else result.prev_sample
-        if isinstance(latents, Tensor) and self.unet is not None:
+        if isinstance(latents, Tensor):
             self._owner.after_step(latents)
         return result
 
@@ -132,9 +136,18 @@ class Border:
         return (*args[:2], args[2] + correction, *args[3:]), kwargs
 
 
-def _shadow(original: Callable, replacement: Callable) -> Callable:
-    @functools.wraps(original)
-    def hook(*args, **kwargs):
-        return replacement(original, *args, **kwargs)
+def unet_of(pipe: Any) -> Any:
+    """The pipeline's UNet; of one that torch.compile wraps, what it wraps."""
+    return getattr(pipe.unet, "_orig_mod", pipe.unet)
 
+
+def _shadow(original: Callable, replacement: Callable) -> Hook:
+    """``replacement``, which gets first what it stands for; once it is gone, nothing but that."""
+
+    def run(*args, **kwargs):
+        if hook.gone:
+            return hook.original(*args, **kwargs)
+        return replacement(hook.original, *args, **kwargs)
+
+    hook = Hook.over(original, run)
     return hook

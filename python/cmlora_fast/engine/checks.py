@@ -8,8 +8,9 @@ from typing import Any
 
 from torch import nn
 
+from ..hooks import keeps_features
 from ..methods import CLoRA, Method
-from ..schedule import Measure, follows_steps, reuses
+from ..schedule import Measure, Plan, follows_steps, reuses
 from ..unet.inputs import UNetInputs
 from ..unet.topology import find_cut
 
@@ -18,8 +19,10 @@ __all__ = [
     "check_cut",
     "check_entries",
     "check_names",
+    "check_rows",
     "warn_of_caching",
     "warn_of_lone_call",
+    "warn_of_no_answer",
 ]
 
 FEW_STEPS = 8  # below this, features differ too much from step to step to be reused unseen
@@ -96,6 +99,28 @@ def warn_of_caching(scheduler: Any, steps: int) -> None:
         warnings.warn(
             f"{steps} steps with feature caching: below {FEW_STEPS} steps the features change "
             "much from one to the next; use more steps or cache_interval=1",
+            stacklevel=2,
+        )
+
+
+def check_rows(method: Method, plans: Sequence[Plan], unet: nn.Module) -> None:
+    """Raise ``ValueError`` where a step's rows would share features that somebody else keeps."""
+    rows = max(len(step.groups) for plan in plans for step in plan.steps)
+    keeper = keeps_features(unet) if rows > 1 else None
+    if keeper is not None:
+        raise ValueError(
+            f"{type(method).__name__}: expected a UNet whose calls do not depend on one another; "
+            f"{keeper} keeps features from call to call, which the {rows} predictions of a step "
+            "would share: turn it off"
+        )
+
+
+def warn_of_no_answer(method: Method, measure: Measure | None) -> None:
+    """Warn where latents should decide and nobody hands them over."""
+    if measure is not None:
+        warnings.warn(
+            f"{type(method).__name__}: scheduler.step is not called, whose latents decide on the "
+            "stage; it stays early",
             stacklevel=2,
         )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from dataclasses import asdict, replace
 from typing import Any
 
 import torch
@@ -54,20 +55,11 @@ class ContrastRun(Run):
         call, method, prompts = self.call, self._method, self._prompts
         if prompts is None or clock.lone:
             raise RuntimeError("CLoRA: expected a pipeline call, whose prompt gives the rows")
-        border, executor, styles = call.border, call.executor, method.style_adapters
+        border, executor = call.border, call.executor
         execution = call.execution(inputs, gradients=method.latent_update)
         check_contrast(execution.whole, inputs, border.parts(), method, prompts)
-        subsets = [(() if r.adapter is None else (r.adapter,)) + styles for r in prompts.rows]
-        executor.prepare(
-            call.adapters.scaled(dict.fromkeys(styles, method.style_weight)),
-            subsets,
-            inputs.scale,
-            execution,
-            Texts(
-                all_pairs(len(subsets)),
-                lambda batch: prompts.at(batch, border.parts(), inputs.sample),
-            ),
-        )
+        self.execution = execution
+        self._prepare(inputs)
         executor.tap.attach(border.unet)
         self._contrast = Contrast(
             method,
@@ -78,13 +70,40 @@ class ContrastRun(Run):
             inputs.sample,
             border.unet.config.out_channels,
         )
-        self.clock, self.execution = clock, execution
+        self.clock = clock
         self.report("every row is full", inputs.sample.device)
         self.summary.rows = prompts.rows
-        members = tuple(dict.fromkeys(name for subset in subsets for name in subset))
+        members = tuple(dict.fromkeys(name for subset in self._subsets for name in subset))
         self._fixed = {"dominant": None, "early": None, "refreshed": members}
 
-    def step(self, plain: Callable[..., Any], inputs: UNetInputs, whole: Callable[[], Any]) -> Any:
+    def adapt(self, adapters: LoadedAdapters, inputs: UNetInputs) -> None:
+        self.call = replace(self.call, adapters=adapters)
+        self._prepare(inputs)
+        self.summary.adapters = adapters.names
+        self.summary.weights = asdict(self.call.executor.store.report)
+
+    @property
+    def _subsets(self) -> list[tuple[str, ...]]:
+        rows, styles = self._prompts.rows, self._method.style_adapters
+        return [(() if row.adapter is None else (row.adapter,)) + styles for row in rows]
+
+    def _prepare(self, inputs: UNetInputs) -> None:
+        call, prompts, subsets, method = self.call, self._prompts, self._subsets, self._method
+        call.executor.prepare(
+            call.adapters.scaled(dict.fromkeys(method.style_adapters, method.style_weight)),
+            subsets,
+            inputs.scale,
+            self.execution,
+            Texts(
+                all_pairs(len(subsets)),
+                lambda batch: prompts.at(batch, call.border.parts(), inputs.sample),
+            ),
+            inputs.sample.device,
+        )
+
+    def step(
+        self, plain: Callable[..., Any], inputs: UNetInputs, whole: Callable[[], Any], turn: int
+    ) -> Any:
         self.recorder.begin_step()
         self._batch = inputs.batch
         images = self.images(inputs.batch)

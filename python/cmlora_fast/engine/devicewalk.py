@@ -62,7 +62,8 @@ class _Tables:
 class DeviceWalk:
     """All images of a run; their stages stay on the device.
 
-    ``blends``: shares say something; else there is one prediction, taken as it is.
+    ``blends``: shares say something; else there is one prediction, taken as it is. ``early``: int32
+    (images,), their stages.
     What ``choose`` returns is memory that the next call of equal sizes writes again.
     """
 
@@ -80,7 +81,7 @@ class DeviceWalk:
     def restart(self) -> None:
         """All images are early again."""
         with plain_tensors():
-            self._early = torch.ones(1, dtype=torch.int32, device=self.device)
+            self.early = torch.ones(1, dtype=torch.int32, device=self.device)
 
     def refreshed(self, i: int) -> int:
         """Subsets per image whose deep part runs at step ``i``."""
@@ -103,7 +104,7 @@ class DeviceWalk:
         self, tables: _Tables, batch: int, images: int, reading: Tensor | None
     ) -> tuple[Tensor, RowTable | None]:
         measure = self.plan.measure
-        self._early = _resized(self._early, images)
+        self.early = _resized(self.early, images)
         weights = self._weights_for(batch)
         deep = self._deep_for(tables.places.shape[1], batch, images)
         decides = tables.decides and reading is not None
@@ -111,7 +112,7 @@ class DeviceWalk:
             reading = reading[:1]
         rules = (0.0,) if measure is None else (measure.threshold, measure.latch)
         ops.decide_(
-            self._early,
+            self.early,
             weights,
             deep.memory,
             _resized(reading, images) if decides else None,

@@ -36,18 +36,23 @@ class HostWalk:
         self._walks = [Walk(plan) for plan in plans]
         self._readings: list[float] | None = None
         self._chosen: tuple[int, tuple[Chosen, ...]] | None = None
-        self.forget()
+        self._slots: dict[int, dict[tuple[int, int], int]] = {}  # by batch
+        self._layouts: dict[tuple, tuple[RowTable, list[tuple[int, int]]]] = {}
+        self._tables: dict[tuple, RowTable] = {}
 
     @property
     def measure(self) -> Measure | None:
         """How the latents decide, where they do."""
         return next((plan.measure for plan in self.plans if plan.measure is not None), None)
 
-    def forget(self) -> None:
-        """Rows of another batch have other places."""
-        self._slots: dict[tuple[int, int], int] = {}
-        self._layouts: dict[tuple, tuple[RowTable, list[tuple[int, int]]]] = {}
-        self._tables: dict[tuple, RowTable] = {}
+    def resume(self, before: HostWalk) -> None:
+        """Go on where a walk of other adapters has come to."""
+        if len(self.plans) == 1:
+            self._walks = [self._walks[0].fork() for _ in before._walks]
+        for walk, other in zip(self._walks, before._walks, strict=False):
+            walk.early = other.early
+        known = before._readings or ()
+        self._readings = before._readings if len(known) == len(self._walks) else None
 
     def step(self, call: int) -> int:
         """Plan step of a UNet call."""
@@ -108,9 +113,9 @@ class HostWalk:
             share_of: ``RowTable.share`` of a table whose rows have these weights.
         """
         images, groups = len(chosen), tuple(self.groups(call, plan) for plan, _, _ in chosen)
-        if groups not in self._layouts:
-            self._layouts[groups] = self._layout(groups, batch)
-        table, owners = self._layouts[groups]
+        if (batch, groups) not in self._layouts:
+            self._layouts[batch, groups] = self._layout(groups, batch)
+        table, owners = self._layouts[batch, groups]
         choices, deep = [choice for _, choice, _ in chosen], table.deep
         if filled is not None:
             wanted = [choice.refresh for choice in choices]
@@ -122,7 +127,7 @@ class HostWalk:
                 if wanted[n % images][j] or table.slot[row] not in filled
             )
         weights = tuple(choices[n % images].weights[j] for n, j in owners)
-        key = groups, deep, weights
+        key = batch, groups, deep, weights
         if key not in self._tables:
             alone = len(table) == batch and set(weights) == {1.0}
             share = None if alone else share_of(table, weights)
@@ -136,13 +141,13 @@ class HostWalk:
         images = len(groups)
         rows = sorted((s, n, j) for n in range(batch) for j, s in enumerate(groups[n % images]))
         owners = [(n, j) for _, n, j in rows]
-        self._slots = self._slots or {owner: row for row, owner in enumerate(owners)}
+        slots = self._slots.setdefault(batch, {owner: row for row, owner in enumerate(owners)})
         text = {pair: place for place, pair in enumerate(self.pairs(batch, images))}
         table = RowTable(
             sample=tuple(n for _, n, _ in rows),
             subset=tuple(s for s, _, _ in rows),
             text=tuple(text[s, n] for s, n, _ in rows),
-            slot=tuple(self._slots[owner] for owner in owners),
+            slot=tuple(slots[owner] for owner in owners),
             slots=len(rows),
             deep=tuple(range(len(rows))),
         )

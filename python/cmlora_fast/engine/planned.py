@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import torch
@@ -18,13 +18,15 @@ from ..unet.cache import FeatureCache
 from ..unet.executor import Texts
 from ..unet.inputs import UNetInputs
 from ..unet.rows import RowTable, pick
-from ..unet.topology import find_cut
+from ..unet.topology import Cut, find_cut
 from .checks import (
     check_band,
     check_cut,
     check_entries,
+    check_rows,
     warn_of_caching,
     warn_of_lone_call,
+    warn_of_no_answer,
 )
 from .devicewalk import DeviceWalk, walks_on_device
 from .hostwalk import Chosen, HostWalk
@@ -43,7 +45,9 @@ class PlannedRun(Run):
         self._entries = _entries_of(call)
         self._walk: HostWalk | None = None
         self._device: DeviceWalk | None = None
-        self._cache: FeatureCache | None = None
+        self._cut: Cut | None = None
+        self._caches: dict[int, tuple[int, FeatureCache]] = {}  # turn -> its batch and features
+        self._changes = 0
         self._masks: Tensor | None = None
         self._reading: Tensor | None = None
         self._decided: tuple[Tensor, RowTable | None] | None = None
@@ -63,26 +67,48 @@ class PlannedRun(Run):
         return self.call.texts.encode_apart(pipe, encode, apart)
 
     def begin(self, inputs: UNetInputs, clock: Clock) -> None:
-        call, method, executor = self.call, self.settings.planned, self.call.executor
-        border, sample, self.clock = call.border, inputs.sample, clock
-        plans = self._plans(inputs)
-        self._walk = walk = HostWalk(plans, clock.order, executor.keeps_batch)
-        check_band(walk.measure, sample.shape[-2:])
-        self.execution = execution = call.execution(inputs)
-        texts = Texts(lambda batch: walk.pairs(batch, self.images(batch)))
-        executor.prepare(call.adapters, walk.subsets, inputs.scale, execution, texts)
-        no_cache = execution.whole
-        if not walk.reuse and not (call.adapters.names and self.settings.record):
-            no_cache = "the method reuses nothing"
-        if no_cache is None:  # recording wants the features even where nothing is reused
-            position = method.cache_layer_id, method.cache_block_id
-            self._cache = executor.new_cache(find_cut(border.unet, *position))
-        self._cached = self._cache is not None
+        call, method = self.call, self.settings.planned
+        self.clock = clock
+        self._lay_out(inputs)
+        walk = self._walk
+        check_band(walk.measure, inputs.sample.shape[-2:])
         if clock.lone:
             warn_of_lone_call(method, call.adapters.names)
-        elif self._cached and walk.reuse:
-            warn_of_caching(border.scheduler, clock.expected)
-        self.report(no_cache, sample.device)
+        elif self._cut is not None and walk.reuse:
+            warn_of_caching(call.border.scheduler, clock.expected)
+        self.report(self._no_cache, inputs.sample.device)
+
+    def adapt(self, adapters: LoadedAdapters, inputs: UNetInputs) -> None:
+        self.call, self._changes = replace(self.call, adapters=adapters), self._changes + 1
+        self._entries = _entries_of(self.call)
+        walk, early = self._walk, None if self._device is None else self._device.early
+        self._lay_out(inputs)
+        self._walk.resume(walk)
+        if self._device is not None and early is not None:
+            self._device.early = early
+        self.summary.adapters = adapters.names
+        self.summary.weights = asdict(self.call.executor.store.report)
+
+    def _lay_out(self, inputs: UNetInputs) -> None:
+        """Decide what rows there are, with which weights, and what is kept of them."""
+        call, method, executor = self.call, self.settings.planned, self.call.executor
+        sample, clock = inputs.sample, self.clock
+        plans = self._plans(inputs)
+        self._walk = walk = HostWalk(plans, clock.order, executor.keeps_batch)
+        check_rows(method, plans, executor.unet)
+        execution = call.execution(inputs)
+        if self._changes > 1 and execution.weights == "auto":  # a fade: folds would not last
+            execution = replace(execution, weights="delta")
+        self.execution = execution
+        texts = Texts(lambda batch: walk.pairs(batch, self.images(batch)))
+        executor.prepare(call.adapters, walk.subsets, inputs.scale, execution, texts, sample.device)
+        self._no_cache, self._cut, self._caches = execution.whole, None, {}
+        if not walk.reuse and not (call.adapters.names and self.settings.record):
+            self._no_cache = "the method reuses nothing"
+        if self._no_cache is None:  # recording wants the features even where nothing is reused
+            position = method.cache_layer_id, method.cache_block_id
+            self._cut = find_cut(call.border.unet, *position)
+        self._device = self._decided = self._masks = None
         if execution.static and execution.max_rows is None and walks_on_device(walk.plans):
             self._device = call.walks.along(walk.plans[0], sample.device)
         regions = getattr(method, "masks", None)
@@ -90,30 +116,47 @@ class PlannedRun(Run):
             size = sample.shape[-2:]
             self._masks = subset_masks(regions, walk.subsets, size, sample.device)
 
-    def step(self, plain: Callable[..., Any], inputs: UNetInputs, whole: Callable[[], Any]) -> Any:
+    def step(
+        self, plain: Callable[..., Any], inputs: UNetInputs, whole: Callable[[], Any], turn: int
+    ) -> Any:
         self.recorder.begin_step()
         batch, images = inputs.batch, self.images(inputs.batch)
-        if batch != self._batch:  # features of another batch size are of no use
-            self._batch = batch
-            self._walk.forget()
-            self._cache = self._cache and self._cache.empty()
+        self._batch, cache = batch, self._cache_of(turn, batch)
         decide = self._on_host if self._device is None else self._on_device
-        table, chosen = decide(batch, images, inputs.sample.device)
+        table, chosen = decide(batch, images, inputs.sample.device, cache, turn)
         call, means = self.clock.calls, None
         if table.share is not None and table.share.dim() == 4:
             means = table.share.mean((2, 3))
-        walk, cached = self._walk, self._cached
+        walk, reuses = self._walk, self._reuses
         self.recorder.note(
             table,
             inputs.timestep,
-            lambda: walk.records(call, table, chosen or walk.choose(call, images, cached), means),
+            lambda: walk.records(call, table, chosen or walk.choose(call, images, reuses), means),
         )
-        if self._cache is None and not self.call.adapters.names:
+        if cache is None and not self.call.adapters.names:
             return whole()  # no adapter, nothing reused: the plain pipeline
-        noise = self.call.executor.step(plain, inputs, table, self._cache)
-        if self.settings.record and self._cache is not None:
-            self.recorder.keep("features", self._features(table))
+        noise = self.call.executor.step(plain, inputs, table, cache)
+        if self.settings.record and cache is not None:
+            self.recorder.keep("features", self._features(table, cache))
         return noise
+
+    @property
+    def _reuses(self) -> bool:
+        """Whether features are kept, and not for the record alone."""
+        return self._cut is not None and self._walk.reuse
+
+    def _cache_of(self, turn: int, batch: int) -> FeatureCache | None:
+        """The features of this part of the guidance; those of another batch are of no use."""
+        if self._cut is None:
+            return None
+        known, cache = self._caches.get(turn, (0, None))
+        if known != batch:
+            cache = self.call.executor.new_cache(self._cut, lasting=turn == 0)
+            self._caches[turn] = batch, cache
+        return cache
+
+    def unanswered(self) -> None:
+        warn_of_no_answer(self.settings.planned, self._walk.measure)
 
     def measure(self, latents: Tensor) -> None:
         measure = self._walk.measure
@@ -125,7 +168,7 @@ class PlannedRun(Run):
             self.recorder.settle()  # the host decides
 
     def close(self) -> None:
-        self._cache = None
+        self._caches = {}
         super().close()
 
     def images(self, batch: int) -> int:
@@ -161,10 +204,10 @@ class PlannedRun(Run):
         return [tuple(name for name in entry if name in names) for entry in entries]
 
     def _on_host(
-        self, batch: int, images: int, device: torch.device
+        self, batch: int, images: int, device: torch.device, cache: FeatureCache | None, turn: int
     ) -> tuple[RowTable, tuple[Chosen, ...]]:
-        call, filled = self.clock.calls, None if self._cache is None else self._cache.filled
-        chosen = self._walk.choose(call, images, self._cached)
+        call, filled = self.clock.calls, None if cache is None else cache.filled
+        chosen = self._walk.choose(call, images, self._reuses)
         share_of = functools.partial(self._share, device)
         return self._walk.table(call, batch, chosen, filled, share_of), chosen
 
@@ -176,15 +219,18 @@ class PlannedRun(Run):
         real = torch.tensor(table.shares([1.0] * len(table)), device=device)
         return pixel_shares(share, self._masks[subsets] * real[:, :, None, None])
 
-    def _on_device(self, batch: int, images: int, device: torch.device) -> tuple[RowTable, None]:
+    def _on_device(
+        self, batch: int, images: int, device: torch.device, cache: FeatureCache | None, turn: int
+    ) -> tuple[RowTable, None]:
         walk, clock, count = self._device, self.clock, len(self._walk.subsets)
-        if self._cache is None and not walk.blends:  # nothing is chosen
+        if cache is None and not walk.blends:  # nothing is chosen
             return RowTable.product(count, batch), None
         first = clock.calls % clock.order == 0  # the evaluations of one step share its choice
-        if first or self._decided[0].shape[1] != batch:
+        decided = self._decided is not None and self._decided[0].shape[1] == batch
+        if (first and not turn) or not decided:
             self._decided = walk.choose(clock.step, batch, images, self._reading)
         (share, deep), everyone = self._decided, tuple(range(count * batch))
-        if self._cache is None or len(self._cache.filled) < len(everyone):
+        if not self._reuses or len(cache.filled) < len(everyone):
             deep = everyone
         elif not first:
             deep = ()
@@ -195,12 +241,12 @@ class PlannedRun(Run):
         share = share if walk.blends else None
         return RowTable.product(count, batch, deep=deep, share=share), None
 
-    def _features(self, table: RowTable) -> dict[str, Tensor]:
+    def _features(self, table: RowTable, cache: FeatureCache) -> dict[str, Tensor]:
         """Recorded: the features that entered the up block at this call, by adapter."""
         kept = {}
         for subset in dict.fromkeys(table.subset):
             slots = (slot for s, slot in zip(table.subset, table.slot, strict=True) if s == subset)
-            features = pick(self._cache.features, tuple(slots))
+            features = pick(cache.features, tuple(slots))
             kept[label(self._walk.subsets[subset])] = features.detach().cpu().clone()
         return kept
 

@@ -112,7 +112,8 @@ class Call:
 
 class Run:
     """One call of a pipeline: ``encode``, ``begin``, then ``step`` and ``after_step`` in turns, and
-    ``close``. A run may end anywhere.
+    ``close``. A run may end anywhere. Before a step come ``turn`` and, where adapters have changed,
+    ``adapt``.
 
     ``gradients``: it takes some, for which inference mode has to be left. ``correction``: what it
     adds to the scheduler's sample after a step; whoever takes it resets it.
@@ -127,6 +128,8 @@ class Run:
         self.correction: Tensor | None = None
         self._batch = self._images = 0  # of the last step
         self._known = 0, 0  # a batch, and the images that the scheduler answered it with
+        self._turns = 0  # UNet calls since then
+        self._timestep: Any = None  # of the first of them
 
     @staticmethod
     def check(settings: Settings, unet: nn.Module, adapters: LoadedAdapters) -> None:
@@ -141,15 +144,46 @@ class Run:
         """The first UNet call is about to be made: decide everything that holds for all."""
         raise NotImplementedError
 
-    def step(self, plain: Callable[..., Any], inputs: UNetInputs, whole: Callable[[], Any]) -> Any:
+    def step(
+        self, plain: Callable[..., Any], inputs: UNetInputs, whole: Callable[[], Any], turn: int
+    ) -> Any:
         """One UNet call: predictions (batch, C, H, W), or what ``whole``, the call as it is, gives.
 
-        ``plain``: the UNet's own forward.
+        ``plain``: the UNet's own forward. ``turn``: as ``turn`` has told.
         """
         raise NotImplementedError
 
+    def adapt(self, adapters: LoadedAdapters, inputs: UNetInputs) -> None:
+        """The adapters have changed since the last UNet call: go on with these."""
+        raise NotImplementedError
+
+    def turn(self, inputs: UNetInputs) -> int:
+        """Which UNet call of its step this is, from 0: loops may run guidance part by part.
+
+        Where no scheduler answers, the step follows the time steps.
+        """
+        if self._turns and _differ(self._timestep, inputs.timestep):
+            self._follow(inputs.timestep)
+        if not self._turns:
+            self._timestep = inputs.timestep
+        self._turns += 1
+        return self._turns - 1
+
+    def _follow(self, timestep: Any) -> None:
+        clock, place = self.clock, self.call.border.place_of(timestep)
+        if clock.lone:
+            return
+        self.recorder.end_step()
+        self._turns, later = 0, clock.calls + 1 if place is None else place
+        clock.calls = max(clock.calls, min(later, clock.expected - 1))
+        self.unanswered()
+
+    def unanswered(self) -> None:
+        """A step is over of which no scheduler has told."""
+
     def after_step(self, latents: Tensor) -> None:
         """The scheduler has returned ``latents``: one evaluation of the plan is done."""
+        self._turns = 0
         self._images = len(latents)
         self._known = self._batch, len(latents)
         self.measure(latents)
@@ -185,6 +219,14 @@ class Run:
             cache={"used": no_cache is None, "reason": no_cache or "as the method schedules"},
         )
         self.recorder = Recorder(self.summary, settings.record, self.execution.static)
+
+
+def _differ(timestep: Any, other: Any) -> bool:
+    """Whether two UNet calls are of different time steps; waits for the device."""
+    if timestep is other:
+        return False
+    first, second = (t.flatten()[0] if isinstance(t, Tensor) else t for t in (timestep, other))
+    return float(first) != float(second)
 
 
 def _backend(asked: str, device: torch.device) -> str:

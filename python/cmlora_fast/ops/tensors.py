@@ -12,16 +12,23 @@ from numbers import Real
 import psutil
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 
 __all__ = [
     "accumulator",
     "fingerprint",
+    "is_dense",
     "is_real",
     "memory_in_use",
     "on_gpu",
     "plain_tensors",
     "upload",
 ]
+
+
+def is_dense(tensor: Tensor | None) -> bool:
+    """A tensor of numbers where its memory is, neither packed nor elsewhere; or none."""
+    return tensor is None or (type(tensor) in (Tensor, Parameter) and not tensor.is_meta)
 
 
 def is_real(value: object) -> bool:

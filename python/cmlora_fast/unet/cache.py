@@ -30,10 +30,6 @@ class FeatureCache:
     hidden_channels: int = 0
     filled: set[int] = field(default_factory=set)
 
-    def empty(self) -> FeatureCache:
-        """Another cache of the same kind, without features."""
-        return FeatureCache(self.cut, self.buffers)
-
     @property
     def features(self) -> Tensor:
         """(slots, C_hidden, h, w), a view."""

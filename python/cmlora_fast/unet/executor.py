@@ -11,14 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from ..adapters import Execution, LoadedAdapters, Structure, Watch, WeightStore
+from ..hooks import foreign_code, frozen, hears_everything
 from ..ops.products import measured_convolutions
 from ..ops.tensors import plain_tensors
 from .cache import FeatureCache
 from .forward import Denoiser, Shared
 from .graphs import StepGraphs, why_not_replayed
-from .inputs import UNetInputs, text_key
+from .inputs import UNetInputs, text_key, without_defaults
 from .layers import LayerHooks
-from .patches import frozen
 from .replay import Outputs
 from .rows import Rows, RowTable, pick, segments_of, take
 from .state import LayerState
@@ -53,17 +53,19 @@ class Executor:
         self._text = RunText()
         self._rows: dict[tuple, Rows] = {}
         self._seen: Structure | None = None
+        self._looked: tuple[Structure, bool] | None = None
         self._prepared: tuple[LoadedAdapters, tuple] | None = None
         self.look()
 
     def look(self) -> None:
         """See the UNet as it is by now: layers may have been replaced, processors exchanged."""
-        structure = self.watch.structure()
-        if structure is self._seen:
+        looked = self.watch.structure(), hears_everything()
+        if looked == self._looked:
             return
-        self._seen = structure
+        self._seen, _ = self._looked = looked
         self._topology = Topology.of(self.unet)
-        self.keeps_batch = processors_read_batch(self.unet)
+        self._foreign = foreign_code(self.unet)
+        self.keeps_batch = self._foreign is not None or processors_read_batch(self.unet)
         self.why_not_replayed = why_not_replayed(self.unet)
         self.tap.forget()
 
@@ -74,20 +76,22 @@ class Executor:
         scale: float,
         execution: Execution,
         texts: Texts,
+        device: torch.device,
     ) -> None:
-        """Hook the adapted layers and make their weights, ``scale`` times as strong.
+        """Hook the adapted layers and make their weights, ``scale`` times as strong, on ``device``.
 
         All of it stays where everything is as it was at the last call.
         """
         own = texts.own is not None
-        key = self._seen, tuple(subsets), scale, execution, own, self._seen.stamp()
+        key = self._looked, tuple(subsets), scale, execution, own, device, self._seen.stamp()
         if self._prepared is not None and self._prepared[0] is adapters:
             if self._prepared[1] == key:
                 return self._prepare_again(texts)
         self._prepared = None
         if self._kept_graphs is not None and len(subsets) != self._subsets:
             self._kept_graphs.clear()  # before other weights are made
-        self._layers.attach(self.unet, adapters.layers)
+        seen, whole = self._looked, self._foreign is not None
+        self._layers.attach(self.unet, adapters.layers, device, seen, whole)
         with plain_tensors():  # they outlive the run, and a later one may need gradients
             joins = self._layers.joins if execution.static else ()
             made = self.store.prepare(adapters, subsets, scale, execution, joins)
@@ -127,9 +131,10 @@ class Executor:
         stack.enter_context(measured_convolutions())
         return stack
 
-    def new_cache(self, cut: Cut) -> FeatureCache:
-        """For a run."""
-        return FeatureCache(cut, None if self.graphs is None else self.graphs.features)
+    def new_cache(self, cut: Cut, lasting: bool) -> FeatureCache:
+        """For a run; ``lasting``: of features that lie where those of the next run will."""
+        kept = None if self.graphs is None or not lasting else self.graphs.features
+        return FeatureCache(cut, kept)
 
     def forget(self) -> None:
         """Drop what belongs to one run: text keys and values, and rows."""
@@ -151,6 +156,8 @@ class Executor:
         """Why this call cannot be taken apart, so that features cannot be cached."""
         if inputs.opaque or self._topology.opaque:
             return inputs.opaque or f"the UNet has {self._topology.opaque}"
+        if self._foreign is not None:
+            return f"the UNet has {self._foreign}"
         if freeu_is_on(self.unet):
             return "FreeU is on"
         return "gradients are recorded" if torch.is_grad_enabled() else None
@@ -160,7 +167,8 @@ class Executor:
     ) -> Tensor:
         """Predictions (batch, C, H, W): those of a sample's rows, summed by their shares."""
         with self._mode():
-            if self.graphs is not None and self._apart(inputs, cache):
+            lasting = cache is None or cache.buffers is not None
+            if self.graphs is not None and lasting and self._apart(inputs, cache):
                 inputs = self._with_text(inputs)
                 return self.graphs.run(self._denoiser, inputs, self._bound(table), table, cache)
             return table.combined(self.run(plain, inputs, table, cache))
@@ -252,7 +260,9 @@ class Executor:
             arguments["added_cond_kwargs"] |= {"text_embeds": pick(pooled, rows.text_rows)}
         # Without text: the forward projects the embeddings itself, so they are not those we keep.
         self._state.rows = Rows(rows.segments, rows.count)
-        return plain(**arguments)[0].contiguous()
+        # Positional, and no more than was given: somebody's wrapper may read them so.
+        sample, timestep = arguments.pop("sample"), arguments.pop("timestep")
+        return plain(sample, timestep, **without_defaults(arguments))[0].contiguous()
 
     def _bound(self, table: RowTable) -> Rows:
         """The rows of a table with their text, kept while the text of the run is."""

@@ -17,6 +17,7 @@ from diffusers.models.attention_processor import Attention
 from torch import Tensor, nn
 
 from .. import ops
+from ..hooks import runs_own_forward
 from ..ops.products import conv2d, linear
 from . import kit
 from .fast_blocks import BLOCKS, Forward
@@ -32,7 +33,7 @@ def fast_modules(unet: nn.Module, state: LayerState) -> Iterator[tuple[nn.Module
     for name, module in unet.named_modules():
         make = forms.get(type(module))
         # PEFT's factors run folded or in a slab; who replaced a forward wants it to be called.
-        if make is not None and ".lora_" not in name and "forward" not in module.__dict__:
+        if make is not None and ".lora_" not in name and runs_own_forward(module):
             yield module, make(module, state)
 
 

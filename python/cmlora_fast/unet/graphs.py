@@ -18,6 +18,7 @@ from diffusers.models.attention_processor import Attention, AttnProcessor, AttnP
 from torch import Tensor, nn
 
 from ..adapters import Execution
+from ..ops.tensors import is_dense
 from .cache import FeatureCache
 from .forward import Denoiser
 from .inputs import UNetInputs
@@ -47,6 +48,9 @@ def why_not_recorded(inputs: UNetInputs, max_rows: int | None) -> str | None:
 
 def why_not_replayed(unet: nn.Module) -> str | None:
     """What modules do beside kernels on memory that stays. None if that is all they do."""
+    packed = (name for name, weight in unet.named_parameters() if not is_dense(weight))
+    if (name := next(packed, None)) is not None:
+        return f"{name} is packed or elsewhere"
     foreign = None
     for name, module in unet.named_modules():
         if hasattr(module, "_hf_hook"):

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ..ops.tensors import fingerprint
 from .rows import Rows, take
 
-__all__ = ["UNetInputs", "read_call", "text_key"]
+__all__ = ["UNetInputs", "read_call", "text_key", "without_defaults"]
 
 _SIGNATURE = inspect.signature(UNet2DConditionModel.forward)
 # Binding by the signature takes a tenth of a millisecond, at every step.
@@ -134,6 +134,11 @@ def _bound(unet: nn.Module, args: tuple, kwargs: dict[str, Any]) -> dict[str, An
     values = dict(bound.arguments)
     del values["self"]
     return values
+
+
+def without_defaults(arguments: dict[str, Any]) -> dict[str, Any]:
+    """Arguments of a UNet call without those that say nothing."""
+    return {name: value for name, value in arguments.items() if value is not _DEFAULTS[name]}
 
 
 def _opaque(unet: nn.Module, values: dict[str, Any], attention: dict[str, Any]) -> str | None:

@@ -10,11 +10,13 @@ from diffusers.models.resnet import ResnetBlock2D
 from torch import Tensor, nn
 
 from ..adapters import LayerWeights, WideLayer
+from ..hooks import is_heard
 from ..ops.products import linear
+from ..ops.tensors import is_dense
 from .arranged import Arranged
 from .rows import Rows
 
-__all__ = ["Joins", "base_of", "is_heard"]
+__all__ = ["Joins", "base_of"]
 
 Names = tuple[str, ...]
 
@@ -62,6 +64,7 @@ class Joins:
             layer, first = resnet.time_emb_proj, base_of(resnet.conv1)
             adapted = self._names.get(layer) in weights
             plain = type(base_of(layer)) is nn.Linear and getattr(first, "bias", None) is not None
+            plain = plain and is_dense(base_of(layer).weight) and is_dense(first.bias)
             if layer is None or adapted or not plain or base_of(layer).bias is None:
                 continue
             layers.append(base_of(layer))
@@ -125,9 +128,5 @@ def _reads_itself(module: Attention) -> tuple[nn.Module, ...]:
         return ()
     bases = [base_of(layer) for layer in layers]
     plain = all(type(base) is nn.Linear and base.bias is None for base in bases)
+    plain = plain and all(is_dense(base.weight) for base in bases)
     return layers if plain and len({base.weight.shape for base in bases}) == 1 else ()
-
-
-def is_heard(layer: nn.Module) -> bool:
-    """Whether somebody's hook sees its calls."""
-    return bool(layer._forward_hooks or layer._forward_pre_hooks)

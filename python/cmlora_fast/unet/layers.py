@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from typing import Any
 
 import torch
@@ -11,10 +10,10 @@ from diffusers.models.attention_processor import Attention
 from torch import Tensor, nn
 
 from ..adapters import AdaptedLayer
+from ..hooks import Hook, Patches
 from .fast_layers import fast_modules
 from .joins import Joins
 from .kit import CPU, kit_of
-from .patches import Patches
 from .rows import Rows, pick
 from .state import LayerState
 
@@ -27,19 +26,34 @@ class LayerHooks:
     def __init__(self, state: LayerState):
         self._state = state
         self._patches = Patches()
-        self._hooked: tuple[torch.device, list[nn.Module]] | None = None
+        self._hooked: tuple | None = None
         self._text: tuple[nn.Module, ...] = ()
 
-    def attach(self, unet: nn.Module, layers: tuple[AdaptedLayer, ...]) -> None:
-        """Hook ``unet`` as it is; nothing to do if its layers are those hooked before."""
+    def attach(
+        self,
+        unet: nn.Module,
+        layers: tuple[AdaptedLayer, ...],
+        device: torch.device,
+        seen: Hashable,
+        whole: bool,
+    ) -> None:
+        """Hook ``unet`` as it is; nothing to do if it is what it was when it was hooked before.
+
+        Args:
+            unet: The UNet.
+            layers: Those that adapters touch.
+            device: Where it computes.
+            seen: Equal while its modules are the same.
+            whole: It runs as a whole, by diffusers' own forwards and whatever is on them.
+        """
         adapted = {layer.module for layer in layers}
         text = _text_modules(unet)
         modules = [layer.module for layer in layers] + [m for m in text if m not in adapted]
-        device = unet.device  # diffusers walks over all modules to tell
-        if (device, modules) == self._hooked:
+        now = device, modules, seen, whole
+        if now == self._hooked:
             return
         self.detach()
-        kit = kit_of(device)
+        kit = None if whole else kit_of(device)
         self._state.forms = dict(fast_modules(unet, self._state)) if kit else {}
         for module, fast in self._state.forms.items():
             self._patches.set(module, "forward", _in_a_run(module.forward, fast, self._state))
@@ -50,7 +64,7 @@ class LayerHooks:
         joins = kit is not None and kit.joins
         self._state.kit = kit or CPU
         self._state.joins = Joins(unet, self._names(), self._state.arranged) if joins else None
-        self._hooked, self._text = (device, modules), tuple(text)
+        self._hooked, self._text = now, tuple(text)
 
     def _names(self) -> dict[nn.Module, str]:
         """Adapted layers."""
@@ -92,11 +106,10 @@ def _in_a_run(
 ) -> Callable[..., Any]:
     """``fast`` while rows run, else ``own``."""
 
-    @functools.wraps(own)
     def forward(*args, **kwargs):
         return (own if state.rows is None else fast)(*args, **kwargs)
 
-    return forward
+    return Hook.over(own, forward)
 
 
 def _hook(
@@ -110,7 +123,6 @@ def _hook(
         weights = state.weights.get(name)
         return module.base_layer(x) if weights is None else weights(x, rows.of_samples(len(x)))
 
-    @functools.wraps(original)
     def forward(*args, **kwargs):
         rows = state.rows
         if rows is None or len(args) != 1 or kwargs:
@@ -120,7 +132,7 @@ def _hook(
             return _text(module, compute, rows, state)
         return compute(x, rows)
 
-    return forward
+    return Hook.over(original, forward)
 
 
 def _text(module: nn.Module, compute, rows: Rows, state: LayerState) -> Tensor:

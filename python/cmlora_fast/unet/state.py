@@ -11,9 +11,11 @@ from diffusers.models.resnet import ResnetBlock2D
 from torch import Tensor, nn
 
 from ..adapters import FoldedLayer, WideLayer
+from ..hooks import is_heard
 from ..ops.products import conv2d, is_pointwise
+from ..ops.tensors import is_dense
 from .arranged import Arranged
-from .joins import Joins, base_of, is_heard
+from .joins import Joins, base_of
 from .kit import CPU, Kit
 from .rows import Rows
 from .tap import TapProcessor
@@ -62,7 +64,8 @@ class LayerState:
 
     def weight(self, layer: nn.Conv2d, x: Tensor) -> Tensor:
         """The base weight, for an input ``x``."""
-        if self.joins is None or is_pointwise(layer) or not self.kit.takes(x):
+        packed = not is_dense(layer.weight)
+        if self.joins is None or packed or is_pointwise(layer) or not self.kit.takes(x):
             return layer.weight
         return self.arranged.channels_last(layer)
 
@@ -152,7 +155,8 @@ class LayerState:
         """Base weights that a run will ask for: replays read their addresses."""
         own = {base_of(layer) for layer, name in self.hooked.items() if name in self.weights}
         for layer in self.forms:
-            if type(layer) is nn.Conv2d and layer not in own and not is_pointwise(layer):
+            plain = type(layer) is nn.Conv2d and is_dense(layer.weight)
+            if plain and layer not in own and not is_pointwise(layer):
                 self.arranged.channels_last(layer)
 
     def runs_apart(self, module: nn.Module) -> bool:

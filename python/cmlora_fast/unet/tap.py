@@ -11,7 +11,7 @@ from diffusers.models.attention_processor import Attention
 from torch import Tensor, nn
 
 from .. import ops
-from .patches import Patches
+from ..hooks import Patches
 
 __all__ = ["TAP_LEVEL", "AttentionTap", "TapProcessor", "stage_size"]
 
