@@ -16,6 +16,7 @@ from .lora_info import LoraEntry
 from .samples import Sample
 from .statistics import compare
 from .store import ImageStore, Ledger
+from .verdict import BEST, parse_scores
 
 __all__ = ["RUBRICS", "Judge", "judge_all", "parse_scores"]
 
@@ -34,7 +35,6 @@ RUBRICS: dict[str, dict[str, str]] = {
         "aesthetics": "the picture pleases: style, light, colour, no deformities",
     },
 }
-BEST = 10
 
 
 @dataclass(frozen=True)
@@ -89,20 +89,6 @@ def question(combination: Sequence[LoraEntry], rubric: str) -> str:
             json.dumps({"image 1": shape, "image 2": shape}),
         ]
     )
-
-
-def parse_scores(text: str, axes: Sequence[str]) -> list[dict[str, float]] | None:
-    """The scores of both images from the last JSON object that holds them; None if none does."""
-    decoder = json.JSONDecoder()
-    for start in reversed([i for i, letter in enumerate(text) if letter == "{"]):
-        try:
-            found = decoder.raw_decode(text, start)[0]
-            scores = [{axis: float(found[f"image {n}"][axis]) for axis in axes} for n in (1, 2)]
-        except (ValueError, KeyError, TypeError):
-            continue
-        if all(0 <= value <= BEST for image in scores for value in image.values()):
-            return scores
-    return None
 
 
 def judge_all(
