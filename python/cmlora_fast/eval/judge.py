@@ -9,13 +9,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import Field
 
 from .endpoint import Endpoint
 from .lora_info import LoraEntry
 from .samples import Sample
 from .statistics import compare
-from .store import ImageStore, Ledger
+from .store import ImageStore, Ledger, Record
 from .verdict import BEST, parse_scores
 
 __all__ = ["RUBRICS", "Judge", "judge_all", "parse_scores"]
@@ -35,6 +37,11 @@ RUBRICS: dict[str, dict[str, str]] = {
         "aesthetics": "the picture pleases: style, light, colour, no deformities",
     },
 }
+
+
+class _Judged(Record):
+    scores: Annotated[list[dict[str, float]], Field(min_length=2, max_length=2)]  # of two images
+    tokens: Annotated[list[int], Field(min_length=2, max_length=2)]  # of question and answer
 
 
 @dataclass(frozen=True)
@@ -104,7 +111,7 @@ def judge_all(
         ``methods``: label -> axis -> mean; ``comparisons`` of the scores averaged over the orders;
         ``flips``: share of pairs whose winner changes with the order; tokens and cost.
     """
-    ledger = Ledger(store.folder / "judge.jsonl")
+    ledger = Ledger(store.folder / "judge.jsonl", _Judged)
     base = samples[0].candidate
     by_pair = {s.pair: s for s in samples if s.candidate == base}
     judged, tokens = [], [0, 0]
