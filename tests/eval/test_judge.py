@@ -15,6 +15,7 @@ from PIL import Image
 from ..support.judge import AXES, Stub, verdict
 
 ENTRY = lab.LoraEntry(id="style_1", name="Ink", trigger=("ink", "lines"))
+FIRST = verdict((1, 2), (3, 4))
 
 
 @pytest.fixture
@@ -114,6 +115,15 @@ def test_an_unreachable_judge_is_found_by_the_check(stub, judge):
         nobody.check()
 
 
+@pytest.mark.parametrize("key", ["x", "1", "image", ":", ""])
+def test_a_key_that_occurs_in_answers_spoils_none(stub, scene, key):
+    store, samples = scene
+    stub.answers = [FIRST]
+    judge = Judge(Endpoint(stub.url, "vlm", key))
+    found = judge.compare((ENTRY,), [store.path(samples[0].job)] * 2)
+    assert found["scores"] == parse_scores(FIRST, AXES)
+
+
 @pytest.mark.parametrize(
     ("text", "found"),
     [
@@ -135,9 +145,6 @@ def test_the_question_names_elements_and_axes():
     text = question((ENTRY,), "four")
     assert "1. style (Ink): ink, lines" in text
     assert all(axis in text for axis in ("integration", "consistency", "accuracy", "aesthetics"))
-
-
-FIRST = verdict((1, 2), (3, 4))
 
 
 @pytest.mark.parametrize(

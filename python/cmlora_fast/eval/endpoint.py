@@ -65,8 +65,7 @@ class Endpoint:
         body = {"model": self.model, "messages": [{"role": "user", "content": content}]}
         for attempt in range(self.attempts):
             try:
-                text, *tokens = _read(self._send("/chat/completions", body, self.timeout))
-                return self._redacted(text), *tokens
+                return _read(self._send("/chat/completions", body, self.timeout))
             except _Status as error:
                 if error.code not in BUSY:
                     raise self._failed(str(error)) from None
@@ -77,6 +76,15 @@ class Endpoint:
                 self.wait(min(LONGEST_WAIT, 0.5 * 2**attempt))
         raise self._failed(f"no answer after {self.attempts} attempts: {last}") from None
 
+    def redacted(self, text: str) -> str:
+        """``text`` without the key, plain or as JSON, addresses and pages write it."""
+        as_json = json.dumps(self.key)[1:-1]
+        forms = {self.key, as_json, as_json.replace("/", r"\/"), repr(self.key)[1:-1]}
+        forms |= {quote(self.key), quote(self.key, safe=""), html.escape(self.key)}
+        for form in sorted(forms if self.key else (), key=len, reverse=True):
+            text = text.replace(form, "***")
+        return text
+
     def _send(self, path: str, body: Any, timeout: float) -> str:
         head = {"Content-Type": "application/json"}
         if self.key:
@@ -86,17 +94,8 @@ class Endpoint:
         return _within(timeout, lambda ends: _exchange(request, timeout, ends))
 
     def _failed(self, what: str) -> ValueError:
-        what = self._redacted(what)  # before the cut, which could leave half a key
+        what = self.redacted(what)  # before the cut, which could leave half a key
         return ValueError(f"judge {self.url}: {what if len(what) <= SHOWN else what[:SHOWN] + '…'}")
-
-    def _redacted(self, text: str) -> str:
-        """``text`` without the key, plain or as JSON, addresses and pages write it."""
-        as_json = json.dumps(self.key)[1:-1]
-        forms = {self.key, as_json, as_json.replace("/", r"\/"), repr(self.key)[1:-1]}
-        forms |= {quote(self.key), quote(self.key, safe=""), html.escape(self.key)}
-        for form in sorted(forms if self.key else (), key=len, reverse=True):
-            text = text.replace(form, "***")
-        return text
 
 
 class _Status(Exception):

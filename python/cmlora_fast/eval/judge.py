@@ -73,7 +73,7 @@ class Judge:
                 return {"scores": scores, "tokens": spent}
         raise ValueError(
             f"judge {self.endpoint.url}: no scores in {self.endpoint.attempts} answers; "
-            f"the last: {text[:200]!r}"
+            f"the last: {self.endpoint.redacted(text)[:200]!r}"
         )
 
 
