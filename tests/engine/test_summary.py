@@ -5,6 +5,7 @@ import json
 
 import cmlora_fast as cf
 import pytest
+from cmlora_fast.engine.summary import StepRecord
 
 from ..support import adapters, helpers
 from ..support.helpers import call
@@ -137,3 +138,10 @@ def test_summary_is_of_the_last_call():
 def test_method_is_named():
     for method, name in [("merge", "merge"), (cf.CMLoRA(), "cmlora"), (cf.Switch(), "switch")]:
         assert name in str(ran(method).method).lower()
+
+
+@pytest.mark.parametrize("name", ["x[/b]", "[red]y", ":smile:", "x[link=http://x]"])
+def test_names_of_adapters_are_no_markup(name):
+    step = StepRecord(0, 999.0, dominant=name, refreshed=(name,), full_rows=1, shallow_rows=1)
+    text = str(cf.Summary(adapters=(name,), steps=[step], weights={"reason": name}))
+    assert text.count(name) == 4

@@ -2,6 +2,7 @@
 
 import base64
 import io
+import time
 
 import cmlora_fast as cf
 import pytest
@@ -14,6 +15,7 @@ from PIL import Image
 from ..support.judge import AXES, Stub, verdict
 
 ENTRY = lab.LoraEntry(id="style_1", name="Ink", trigger=("ink", "lines"))
+FIRST = verdict((1, 2), (3, 4))
 
 
 @pytest.fixture
@@ -113,6 +115,15 @@ def test_an_unreachable_judge_is_found_by_the_check(stub, judge):
         nobody.check()
 
 
+@pytest.mark.parametrize("key", ["x", "1", "image", ":", ""])
+def test_a_key_that_occurs_in_answers_spoils_none(stub, scene, key):
+    store, samples = scene
+    stub.answers = [FIRST]
+    judge = Judge(Endpoint(stub.url, "vlm", key))
+    found = judge.compare((ENTRY,), [store.path(samples[0].job)] * 2)
+    assert found["scores"] == parse_scores(FIRST, AXES)
+
+
 @pytest.mark.parametrize(
     ("text", "found"),
     [
@@ -134,3 +145,35 @@ def test_the_question_names_elements_and_axes():
     text = question((ENTRY,), "four")
     assert "1. style (Ink): ink, lines" in text
     assert all(axis in text for axis in ("integration", "consistency", "accuracy", "aesthetics"))
+
+
+@pytest.mark.parametrize(
+    "score", ["1" * 400, "1e999", "true", "null", "[1]", '{"a": 1}', '"high"', "9" * 5000]
+)
+def test_a_score_that_is_none_gives_way_to_the_verdict_before(score):
+    assert parse_scores(FIRST + FIRST.replace("1,", f"{score},"), AXES) == parse_scores(FIRST, AXES)
+
+
+@pytest.mark.parametrize(
+    "around",
+    [
+        '{"scores": HERE}',
+        '{"why": "a } and \\" and \\u00e9", "seen": [1, [], {}, null], "of": [HERE]}',
+        '{"why": "left open, HERE',
+        '[[[ HERE "{',
+    ],
+)
+def test_a_verdict_is_found_inside_other_things(around):
+    inner = FIRST.partition("{so}. ")[2]
+    expected = parse_scores(FIRST, AXES)
+    assert expected and parse_scores(around.replace("HERE", inner), AXES) == expected
+
+
+@pytest.mark.parametrize("unit", ['{"', '{"a":', "[", '{"a":[', '{"\\', '{"a{":1,"', "{ ", '"'])
+def test_long_answers_are_parsed_in_linear_time(unit):
+    size = 400_000
+    began = time.perf_counter()
+    assert parse_scores(FIRST + unit * (size // len(unit)), AXES) == parse_scores(FIRST, AXES)
+    deep = FIRST + '{"image 1":' * (size // 12) + "1" + "}" * (size // 12)
+    assert parse_scores(deep, AXES) == parse_scores(FIRST, AXES)
+    assert time.perf_counter() - began < 10  # 0.5 s; by the square it takes minutes

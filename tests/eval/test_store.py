@@ -1,11 +1,15 @@
 """What survives a kill: ledgers, images, and keys that change with what they stand for."""
 
 import dataclasses
+import json
 
 import cmlora_fast as cf
 import pytest
 from cmlora_fast import eval as lab
 from cmlora_fast.eval import jobs
+from cmlora_fast.eval.endpoint import Endpoint
+from cmlora_fast.eval.judge import Judge, judge_all
+from cmlora_fast.eval.run import score_all
 from PIL import Image
 
 JOB = lab.Job(
@@ -85,3 +89,93 @@ def test_digests_see_both_ends_of_large_files(tmp_path, monkeypatch):
         found.add(jobs.digest(path))
     assert len(found) == len(contents)
     assert lab.model_digest(tmp_path) and lab.model_digest("owner/name") == ""
+
+
+def test_an_image_with_other_bytes_is_recorded_anew(tmp_path):
+    store = lab.ImageStore(tmp_path)
+    store.add(JOB, Image.new("RGB", (8, 8), (1, 2, 3)), {"seconds": 1.0})
+    store.path(JOB).unlink()
+    again = lab.ImageStore(tmp_path)
+    assert not again.has(JOB)
+    again.add(JOB, Image.new("RGB", (8, 8), (1, 2, 4)), {"seconds": 2.0})
+    for resumed in (again, lab.ImageStore(tmp_path)):
+        assert resumed.has(JOB) and resumed.record(JOB)["seconds"] == 2.0
+        assert len(resumed.manifest) == 1
+    assert len((tmp_path / "manifest.jsonl").read_text().splitlines()) == 2
+
+
+def _painted(**change):
+    told = {"key": JOB.key, "image": "x.png", "sha256": "0", "seconds": 1, "full_rows": 1}
+    told |= {"shallow_rows": 0, **change}
+    return {name: value for name, value in told.items() if value != "lacks"}
+
+
+@pytest.mark.parametrize(
+    ("record", "wanted"),
+    [
+        (_painted(sha256="lacks"), "sha256"),
+        (_painted(image="lacks"), "image"),
+        (_painted(seconds="lacks"), "seconds"),
+        (_painted(full_rows="lacks"), "full_rows"),
+        (_painted(shallow_rows="lacks"), "shallow_rows"),
+        (_painted(sha256=None), "sha256"),
+        (_painted(sha256=12), "sha256"),
+        (_painted(seconds="1"), "seconds"),
+        (_painted(key=["x"]), "a key"),
+        (_painted(key=None), "a key"),
+        ({}, "a key"),
+        ([], "a key"),
+        (None, "a key"),
+        (3, "a key"),
+    ],
+)
+def test_a_record_that_lacks_fields_is_told_like_a_broken_line(tmp_path, record, wanted):
+    path = tmp_path / "manifest.jsonl"
+    path.write_text(json.dumps(_painted()) + "\n" + json.dumps(record) + "\n")
+    message = rf"manifest.jsonl, line 2: expected a JSON object with {wanted}; got"
+    with pytest.raises(ValueError, match=message):
+        lab.evaluate(None, [], [], tmp_path)
+    if wanted in ("a key", "sha256", "image"):
+        with pytest.raises(ValueError, match=message):
+            lab.ImageStore(tmp_path)
+
+
+@pytest.mark.parametrize("line", ["[" * 100_000, '{"key": ' + "9" * 5000 + "}", "{", '"x'])
+def test_a_line_that_is_no_json_is_told(tmp_path, line):
+    (tmp_path / "x.jsonl").write_text(line + "\n")
+    with pytest.raises(ValueError, match=r"x\.jsonl, line 1: expected a JSON object") as caught:
+        lab.Ledger(tmp_path / "x.jsonl")
+    assert len(str(caught.value)) < 300
+
+
+@pytest.mark.parametrize(
+    "scores", ["lacks", None, [], 3, {"clip": "high"}, {"clip": None}, {"concepts": {"x": "y"}}]
+)
+def test_a_record_without_scores_is_told_before_anything_is_painted(tmp_path, scores):
+    record = {"key": "k"} if scores == "lacks" else {"key": "k", "scores": scores}
+    (tmp_path / "scores.jsonl").write_text(json.dumps(record) + "\n")
+    sample = lab.Sample("merge", (), JOB)
+    message = r"scores\.jsonl, line 1: expected a JSON object with scores"
+    with pytest.raises(ValueError, match=message):
+        lab.evaluate(None, [sample], [], tmp_path)
+    with pytest.raises(ValueError, match=message):
+        score_all([sample], [], lab.ImageStore(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("record", "wanted"),
+    [
+        ({"tokens": [1, 2]}, "scores"),
+        ({"scores": [{}, {}]}, "tokens"),
+        ({"scores": [{}], "tokens": [1, 2]}, "scores"),
+        ({"scores": [{"a": "x"}, {}], "tokens": [1, 2]}, "scores"),
+        ({"scores": [{}, {}], "tokens": [1]}, "tokens"),
+        ({"scores": [{}, {}], "tokens": [1, None]}, "tokens"),
+    ],
+)
+def test_a_judgement_that_lacks_something_is_told(tmp_path, record, wanted):
+    (tmp_path / "judge.jsonl").write_text(json.dumps({"key": "k", **record}) + "\n")
+    judge = Judge(Endpoint("http://127.0.0.1:9/v1", "vlm"))
+    message = rf"judge\.jsonl, line 1: expected a JSON object with {wanted}"
+    with pytest.raises(ValueError, match=message):
+        judge_all(judge, [lab.Sample("merge", (), JOB)], lab.ImageStore(tmp_path))

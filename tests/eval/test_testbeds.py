@@ -2,6 +2,7 @@
 
 import json
 import re
+import time
 from types import SimpleNamespace
 
 import pytest
@@ -167,3 +168,51 @@ def test_the_embedded_testbed_has_the_same_form(style):
     assert bed.prompt([SimpleNamespace(trigger=("x", "y"))]) == f"{bed.base_prompt}, x, y"
     counts = [len(lab.generate_combinations(bed.info, n)) for n in range(1, 6)]
     assert counts == [11, 24, 72, 96, 48]
+
+
+def _many(tmp_path):
+    entries = [
+        {"id": f"style_{n}", "name": f"style {n}", "trigger": ["ink"], "url": ""}
+        for n in range(10_000)
+    ]
+    path = tmp_path / "info.json"
+    path.write_text(json.dumps({"style": entries}, indent=0))
+    return path
+
+
+def test_ten_thousand_loras_are_read_in_linear_time(tmp_path):
+    path = _many(tmp_path)
+    began = time.perf_counter()
+    assert len(lab.read_lora_info(path)["style"]) == 10_000
+    text = path.read_text()
+    path.write_text(text.replace('"id": "style_9999"', '"id": "style_0"'))
+    with pytest.raises(ValueError, match=r"info.json, line 79996: style\[9999\]\.id: .*twice"):
+        lab.read_lora_info(path)
+    assert time.perf_counter() - began < 5  # 0.5 s; by the square 30 s each
+
+
+@pytest.mark.parametrize("opening", ["[", '{"a":', '{"style": [', '{"style": [{"id": '])
+@pytest.mark.parametrize("depth", [5, 100, *range(900, 1000, 7), 100_000])
+@pytest.mark.parametrize("closed", [True, False])
+def test_nested_info_files_are_refused_by_name(tmp_path, opening, depth, closed):
+    path = tmp_path / "info.json"
+    closing = "".join({"[": "]", "{": "}"}.get(x, "") for x in reversed(opening))
+    path.write_text(opening * depth + "1" + closing * depth * closed)
+    with pytest.raises(ValueError, match=r"info\.json(, line 1)?: ") as caught:
+        lab.read_lora_info(path)
+    assert len(str(caught.value)) < 400
+
+
+def test_a_number_of_5000_digits_is_refused_by_name(tmp_path):
+    (tmp_path / "info.json").write_text(f'{{"style": {"9" * 5000}}}')
+    with pytest.raises(ValueError, match=r"info\.json: not JSON"):
+        lab.read_lora_info(tmp_path / "info.json")
+
+
+@pytest.mark.parametrize(
+    "code", ["(" * 10_000, "-" * 100_000 + "1", "x = '\0'", "x = (", "a." * 9_999]
+)
+def test_code_that_cannot_be_parsed_is_refused_by_name(tmp_path, code):
+    (tmp_path / "utils.py").write_text(code)
+    with pytest.raises(ValueError, match=r"utils\.py: no prompts to read"):
+        read_prompts(tmp_path / "utils.py", "anime")

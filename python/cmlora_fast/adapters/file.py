@@ -6,11 +6,12 @@ import json
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
+from reprlib import repr as short
 from typing import Any
 
 import torch
-from safetensors import safe_open
 
+from .header import Header, opened, read_header
 from .kinds import kind_of_keys
 
 __all__ = ["LoraFile", "LoraLayer", "adapter_config", "non_finite", "read_lora"]
@@ -25,7 +26,6 @@ _KOHYA = {
     "lora_te2_": "text_encoder_2",
 }
 _COMPONENTS = ("unet", "text_encoder", "text_encoder_2", "transformer")
-_HEADER_LENGTH = 8  # bytes, little-endian, of the JSON header that opens a safetensors file
 
 
 @dataclass(frozen=True)
@@ -73,83 +73,104 @@ def read_lora(path: str | Path) -> LoraFile:
         ValueError: The file is missing, no safetensors file, or not whole.
     """
     path = Path(path)
-    header = _header(path)
-    metadata = header.pop("__metadata__", {})
-    shapes = {key: tuple(entry["shape"]) for key, entry in header.items()}
-    layers, other = _layers(shapes, _alphas(path, header), adapter_config(metadata))
+    try:
+        header = read_header(path)
+        config = adapter_config(header.metadata)
+        layers, other = _layers(header.shapes, _alphas(path, header), config)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
     return LoraFile(
         path=path,
-        kind=_kind(layers, shapes),
-        naming=_naming(layers, shapes),
+        kind=_kind(layers, header.shapes),
+        naming=_naming(layers, header.shapes),
         layers=layers,
         other_keys=other,
-        tensors=len(shapes),
+        tensors=len(header.shapes),
         bytes=path.stat().st_size,
-        dtypes=tuple(sorted({entry["dtype"] for entry in header.values()})),
-        metadata=metadata,
+        dtypes=tuple(sorted(set(header.dtypes.values()))),
+        metadata=header.metadata,
     )
 
 
 def adapter_config(metadata: dict[str, str]) -> dict[str, Any]:
     """PEFT's configuration of the adapter, where diffusers has kept it in the metadata."""
+    text = metadata.get("lora_adapter_metadata") or "{}"
     try:
-        config = json.loads(metadata.get("lora_adapter_metadata", "{}"))
-    except ValueError:
-        return {}
-    return config if isinstance(config, dict) else {}
+        config = json.loads(text) or {}
+    except (ValueError, RecursionError):
+        config = None
+    if not isinstance(config, dict):  # diffusers could not load the file either
+        raise ValueError(f"metadata: lora_adapter_metadata: expected an object; got {short(text)}")
+    return config
 
 
 def non_finite(path: str | Path) -> list[str]:
     """Keys of the tensors that hold a NaN or an infinity. Reads the whole file."""
-    with safe_open(path, framework="pt") as file:
-        tensors = ((key, file.get_tensor(key)) for key in file.keys())
-        return [
-            key
-            for key, tensor in tensors
-            if tensor.is_floating_point() and not torch.isfinite(tensor.float()).all()
-        ]
+    path = Path(path)
+    try:
+        with opened(path) as file:
+            tensors = ((key, file.get_tensor(key)) for key in file.keys())
+            return [
+                key
+                for key, tensor in tensors
+                if tensor.is_floating_point() and not torch.isfinite(tensor.float()).all()
+            ]
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
 
 
-def _header(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        what = "is a directory" if path.is_dir() else "no such file"
-        raise ValueError(f"{path}: {what}; expected a LoRA in a .safetensors file")
-    size = path.stat().st_size
-    with open(path, "rb") as file:
-        expected = _HEADER_LENGTH + int.from_bytes(file.read(_HEADER_LENGTH), "little")
-        text = file.read(1)
-        if text != b"{":
-            what = f"not a safetensors file ({size} bytes)"
-            raise ValueError(f"{path}: {what}; expected a LoRA in one")
-        if expected <= size:
-            text += file.read(expected - _HEADER_LENGTH - 1)
-            try:
-                header = json.loads(text)
-                ends = [e["data_offsets"][1] for key, e in header.items() if key[:2] != "__"]
-            except (ValueError, KeyError, TypeError, IndexError, AttributeError):
-                raise ValueError(f"{path}: its safetensors header is damaged") from None
-            expected += max(ends, default=0)
-    if size < expected:
-        what = f"{size} bytes, its header announces {expected}"
-        raise ValueError(f"{path}: truncated safetensors file: {what}")
-    return header
-
-
-def _alphas(path: Path, header: dict[str, Any]) -> dict[str, float]:
-    keys = [key for key in header if key.endswith(".alpha")]
+def _alphas(path: Path, header: Header) -> dict[str, float]:
+    keys = [key for key in header.shapes if key.endswith(".alpha")]
+    for key in keys:
+        if 0 in header.shapes[key] or header.dtypes[key] == "C64":
+            what = f"{header.dtypes[key]} {list(header.shapes[key])}"
+            raise ValueError(f"{key}: expected a number; got {what}")
     if not keys:
         return {}
-    with safe_open(path, framework="pt") as file:
-        return {key.removesuffix(".alpha"): float(file.get_tensor(key).max()) for key in keys}
+    with opened(path) as file:
+        return {
+            key.removesuffix(".alpha"): float(file.get_tensor(key).to(torch.float64).max())
+            for key in keys
+        }
 
 
-def _config_alpha(config: dict[str, Any], component: str, name: str) -> float | None:
-    """A layer's alpha as PEFT reads it: by the end of the layer's name, else the common one."""
-    for end, alpha in (config.get(f"{component}.alpha_pattern") or {}).items():
-        if f".{name}".endswith(f".{end}"):
-            return float(alpha)
-    common = config.get(f"{component}.lora_alpha")
-    return None if common is None else float(common)
+class _Patterns:
+    """A component's alphas as PEFT reads them: the first whose name ends a layer's, else one.
+
+    A tree of the names' parts, the last part first: a search takes as long as the layer's name.
+    """
+
+    def __init__(self, config: dict[str, Any], component: str):
+        self.common = _number(config, f"{component}.lora_alpha")
+        patterns = config.get(f"{component}.alpha_pattern") or {}
+        if not isinstance(patterns, dict):
+            raise ValueError(
+                f"metadata: {component}.alpha_pattern: expected names and numbers; "
+                f"got {short(patterns)}"
+            )
+        self.tree: dict[Any, Any] = {}
+        for rank, end in enumerate(patterns):
+            node = self.tree
+            for part in reversed(end.split(".")):
+                node = node.setdefault(part, {})
+            node[None] = rank, _number(patterns, end)
+
+    def alpha(self, name: str) -> float | None:
+        node, found = self.tree, []
+        for part in reversed(name.split(".")):
+            node = node.get(part)
+            if node is None:
+                break
+            found.append(node.get(None))
+        return min(filter(None, found), default=(0, self.common))[1]
+
+
+def _number(config: dict[str, Any], key: str) -> float | None:
+    value = config.get(key)
+    try:
+        return None if value is None else float(value)
+    except (TypeError, ValueError, OverflowError):
+        raise ValueError(f"metadata: {key}: expected a number; got {short(value)}") from None
 
 
 def _layers(
@@ -161,13 +182,13 @@ def _layers(
         if match := _LORA_KEY.match(key):
             side = "down" if (match[2] or match[3]) in ("A", "down") else "up"
             pairs.setdefault(match[1], {})[side] = key
-    layers, used = [], set()
+    layers, used, patterns = [], set(), {c: _Patterns(config, c) for c in _COMPONENTS}
     for stem, pair in pairs.items():
         down, up = (shapes.get(pair.get(side, ""), ()) for side in ("down", "up"))
         if len(down) > 1 and len(up) > 1 and down[0] == up[1] > 0:  # one rank
-            place = _place(stem)
-            alpha = alphas.get(stem, _config_alpha(config, *place))
-            layers.append(LoraLayer(*place, pair["down"], pair["up"], down, up, alpha))
+            component, name = _place(stem)
+            alpha = alphas[stem] if stem in alphas else patterns[component].alpha(name)
+            layers.append(LoraLayer(component, name, pair["down"], pair["up"], down, up, alpha))
             used.update((*pair.values(), f"{stem}.alpha"))
     return tuple(layers), tuple(key for key in shapes if key not in used)
 

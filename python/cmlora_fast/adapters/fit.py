@@ -17,7 +17,7 @@ from .kinds import PLAIN
 
 __all__ = ["Misfit", "check_fit", "check_lora", "ignored_alphas", "meta_models", "misfits"]
 
-_SGM = re.compile(r"^(input_blocks|output_blocks|middle_block)_(\d+)_(?:(\d+)_)?(.+)$")
+_SGM = re.compile(r"^(input_blocks|output_blocks|middle_block)_(\d{1,4})_(?:(\d{1,4})_)?(.+)$")
 # Names inside a resnet of the original Stable Diffusion code, and diffusers' for them.
 _SGM_RESNET = {
     "in_layers_2": "conv1",
@@ -49,12 +49,13 @@ class Misfit:
     has_component: bool = True
 
     def __str__(self) -> str:
+        key = _plain(self.key)
         if self.expected is None:
             missing = f"'s {self.component} has no such layer"
             if not self.has_component:
                 missing = f" has no {self.component}"
-            return f"{self.key} {list(self.shape)}: this model{missing}"
-        return f"{self.key} {list(self.shape)}: expected {list(self.expected)}"
+            return f"{key} {list(self.shape)}: this model{missing}"
+        return f"{key} {list(self.shape)}: expected {list(self.expected)}"
 
     to_dict = asdict
 
@@ -78,7 +79,8 @@ def check_lora(
     if file.kind == "unknown":
         raise ValueError(
             f"{path}: not a LoRA: none of its {file.tensors} tensors is one "
-            f"({_some(file.other_keys)}); expected keys such as lora_A.weight or lora_down.weight"
+            f"({_some(file.other_keys) or 'it is empty'}); "
+            "expected keys such as lora_A.weight or lora_down.weight"
         )
     if file.kind not in PLAIN:
         raise ValueError(f"{path}: is {file.kind}; expected plain LoRA (Linear and Conv2d layers)")
@@ -161,8 +163,13 @@ def _config(folder: Path) -> dict[str, Any]:
         raise ValueError(f"{path}: not JSON: {error}") from error
 
 
+def _plain(key: str) -> str:
+    """A key as it is, unless it would command the terminal that shows it."""
+    return key if key.isprintable() else ascii(key)
+
+
 def _some(keys: Sequence[str]) -> str:
-    return ", ".join(keys[:SHOWN]) + (", …" if len(keys) > SHOWN else "")
+    return ", ".join(map(_plain, keys[:SHOWN])) + (", …" if len(keys) > SHOWN else "")
 
 
 def _matched(

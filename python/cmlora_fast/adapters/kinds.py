@@ -33,11 +33,12 @@ KINDS = (
     Kind(WITH_BIAS, r"\.lora_(B|up|down)\.bias$|\.bias_(indices|values|size)$"),
     Kind("full weight difference", r"\.diff(_b)?$"),
 )
+_MARKED = re.compile("|".join(kind.mark for kind in KINDS if kind.mark))
 
 
 def kind_of_keys(keys: Iterable[str]) -> str | None:
     """The kind whose mark occurs in a file's keys; None: no mark of another kind than LoRA."""
-    keys = list(keys)
+    keys = list(filter(_MARKED.search, keys))
     for kind in KINDS:
         if kind.mark and any(re.search(kind.mark, key) for key in keys):
             return kind.name

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import typer
 
-from cmlora_fast.report import version_of
+from cmlora_fast.report import printable, version_of
 
 from .analyze import analyze
 from .bench import bench
@@ -117,7 +117,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _fail(message: str, code: int) -> int:
     if message:  # empty: typer has printed the help already
-        print(f"error: {message}", file=sys.stderr)
+        print(f"error: {printable(' '.join(message.split()))}", file=sys.stderr)
     return code
 
 

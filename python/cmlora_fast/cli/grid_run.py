@@ -48,7 +48,7 @@ def run(request: GridRequest) -> dict[str, Any]:
     adapters = {label: adapters_of(members) for label, members in sets.items()}
     seeds = range(request.seed, request.seed + request.seeds)
     cells = make_cells(adapters, prompts, methods, factors, seeds, generation)
-    store = lab.ImageStore(request.out)
+    store = lab.ImageStore(request.out, lab.Painted)
     jobs = list({cell.job.key: cell.job for cell in cells}.values())
     with progress(len(jobs), "images") as advance:
         paint_all(pipe, jobs, store, lambda job: advance(), **request.engine)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cmlora_fast.report import document, print_json, print_table
+from cmlora_fast.report import document, print_json, print_table, printable
 
 from .errors import CliError
 from .options import AsJson
@@ -94,7 +94,6 @@ def _fit(file: LoraFile, model: str) -> dict[str, Any]:
 
 
 def _print(facts: dict[str, Any]) -> None:
-
     rows = [
         ["kind", facts["kind"]],
         ["naming", facts["naming"]],
@@ -116,7 +115,7 @@ def _print(facts: dict[str, Any]) -> None:
         ]
         print_table(f"does not fit {fit['model']}", ["key", "shape", "expected"], shown)
     elif fit:
-        print(f"every layer fits {fit['model']}")
+        print(f"every layer fits {printable(fit['model'])}")
 
 
 def _short(text: str) -> str:

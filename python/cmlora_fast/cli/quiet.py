@@ -8,6 +8,8 @@ import sys
 import warnings
 from collections.abc import Iterator
 
+from cmlora_fast.report import printable
+
 __all__ = ["quiet"]
 
 # Read when the libraries are imported; their notices of that moment come before any call could.
@@ -30,7 +32,7 @@ def quiet() -> Iterator[None]:
 
 
 def _show(message, category, filename, lineno, file=None, line=None) -> None:
-    print(f"warning: {' '.join(str(message).split())}", file=sys.stderr)
+    print(f"warning: {printable(' '.join(str(message).split()))}", file=sys.stderr)
 
 
 def _silence_libraries():

@@ -9,6 +9,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 from torch import Tensor
 
 from ..methods import Row
@@ -114,21 +115,20 @@ class Summary:
         console.print(self._table())
         weights, cache = self.weights, self.cache
         rows = sum(s.full_rows for s in self.steps), sum(s.shallow_rows for s in self.steps)
-        console.print(
+        line = (
             f"rows: {rows[0]} full, {rows[1]} shallow"
             f" · weights: {weights.get('mode')} ({weights.get('reason')})"
             f" · cache: {cache.get('reason')}"
             f" · graphs: {_graphs(self.graphs)}"
             f" · backend: {self.backend} · {self.seconds:.2f} s"
-            f" · peak {self.peak_bytes / 2**20:.0f} MiB",
-            soft_wrap=True,
-            highlight=False,
+            f" · peak {self.peak_bytes / 2**20:.0f} MiB"
         )
+        console.print(Text(line), soft_wrap=True)  # names of adapters are no markup
         return out.getvalue().rstrip()
 
     def _table(self) -> Table:
         title = f"{self.method or 'lossless'}: {', '.join(self.adapters) or 'no adapter'}"
-        table = Table(title=title, title_justify="left")
+        table = Table(title=Text(title, style="table.title"), title_justify="left")
         for name in ("step", "timestep", "ms", "dominant", "stage", "refreshed", "full", "shallow"):
             table.add_column(
                 name, justify="right" if name in ("step", "timestep", "ms") else "left"
@@ -137,7 +137,8 @@ class Summary:
             stage = {None: "", True: "early", False: "late"}[s.early]
             refreshed = "all" if not s.shallow_rows else ", ".join(s.refreshed)
             row = (s.index, f"{s.timestep:g}", f"{s.milliseconds:.1f}", s.dominant or "", stage)
-            table.add_row(*map(str, (*row, refreshed, s.full_rows, s.shallow_rows)))
+            cells = (*row, refreshed, s.full_rows, s.shallow_rows)
+            table.add_row(*[Text(str(cell)) for cell in cells])
         return table
 
 

@@ -6,6 +6,7 @@ Imports the public API only. The command line over it: ``cmlora eval``, ``grid``
 from .combinations import generate_combinations, sample
 from .jobs import Adapter, Generation, Job, model_digest
 from .lora_info import LoraEntry, read_lora_info
+from .paint import Painted
 from .run import evaluate
 from .samples import Candidate, Sample, jobs_of, make_samples
 from .store import ImageStore, Ledger
@@ -20,6 +21,7 @@ __all__ = [
     "Job",
     "Ledger",
     "LoraEntry",
+    "Painted",
     "Sample",
     "Testbed",
     "composlora",

@@ -9,13 +9,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import Field
 
 from .endpoint import Endpoint
 from .lora_info import LoraEntry
 from .samples import Sample
 from .statistics import compare
-from .store import ImageStore, Ledger
+from .store import ImageStore, Ledger, Record
+from .verdict import BEST, parse_scores
 
 __all__ = ["RUBRICS", "Judge", "judge_all", "parse_scores"]
 
@@ -34,7 +37,11 @@ RUBRICS: dict[str, dict[str, str]] = {
         "aesthetics": "the picture pleases: style, light, colour, no deformities",
     },
 }
-BEST = 10
+
+
+class _Judged(Record):
+    scores: Annotated[list[dict[str, float]], Field(min_length=2, max_length=2)]  # of two images
+    tokens: Annotated[list[int], Field(min_length=2, max_length=2)]  # of question and answer
 
 
 @dataclass(frozen=True)
@@ -66,7 +73,7 @@ class Judge:
                 return {"scores": scores, "tokens": spent}
         raise ValueError(
             f"judge {self.endpoint.url}: no scores in {self.endpoint.attempts} answers; "
-            f"the last: {text[:200]!r}"
+            f"the last: {self.endpoint.redacted(text)[:200]!r}"
         )
 
 
@@ -91,20 +98,6 @@ def question(combination: Sequence[LoraEntry], rubric: str) -> str:
     )
 
 
-def parse_scores(text: str, axes: Sequence[str]) -> list[dict[str, float]] | None:
-    """The scores of both images from the last JSON object that holds them; None if none does."""
-    decoder = json.JSONDecoder()
-    for start in reversed([i for i, letter in enumerate(text) if letter == "{"]):
-        try:
-            found = decoder.raw_decode(text, start)[0]
-            scores = [{axis: float(found[f"image {n}"][axis]) for axis in axes} for n in (1, 2)]
-        except (ValueError, KeyError, TypeError):
-            continue
-        if all(0 <= value <= BEST for image in scores for value in image.values()):
-            return scores
-    return None
-
-
 def judge_all(
     judge: Judge,
     samples: Sequence[Sample],
@@ -118,7 +111,7 @@ def judge_all(
         ``methods``: label -> axis -> mean; ``comparisons`` of the scores averaged over the orders;
         ``flips``: share of pairs whose winner changes with the order; tokens and cost.
     """
-    ledger = Ledger(store.folder / "judge.jsonl")
+    ledger = Ledger(store.folder / "judge.jsonl", _Judged)
     base = samples[0].candidate
     by_pair = {s.pair: s for s in samples if s.candidate == base}
     judged, tokens = [], [0, 0]

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
+from bisect import bisect
 from json.decoder import scanstring
 from pathlib import Path
+from reprlib import repr as short
 from typing import Annotated, Any
 
 from pydantic import BaseModel, StringConstraints, TypeAdapter, ValidationError, model_validator
@@ -13,6 +16,7 @@ __all__ = ["LoraEntry", "read_lora_info"]
 
 Text = Annotated[str, StringConstraints(min_length=1, strict=True)]
 SPACE = " \t\r\n"
+DEEPEST = 4  # of the format: category, number, "trigger", number
 
 
 class LoraEntry(BaseModel, frozen=True):
@@ -52,20 +56,23 @@ def read_lora_info(path: str | Path) -> dict[str, list[LoraEntry]]:
         data = json.loads(text)
     except json.JSONDecodeError as error:
         raise ValueError(f"{path}, line {error.lineno}: not JSON: {error.msg}") from error
-    lines = key_lines(text)
+    except RecursionError:
+        raise ValueError(f"{path}: nested too deeply") from None
+    except ValueError as error:  # numbers of thousands of digits
+        raise ValueError(f"{path}: not JSON: {error}") from error
     try:
         info = _Info.validate_python(data)
     except ValidationError as error:
         first = error.errors()[0]
-        raise _malformed(path, lines, first["loc"], _expected(first)) from error
+        raise _malformed(path, text, first["loc"], _expected(first)) from error
     seen: dict[str, str] = {}
     for category, entries in info.items():
         for index, entry in enumerate(entries):
             place = (category, index, "id")
             if entry.category != category:
-                raise _malformed(path, lines, place, f"expected {category}_<n>; got {entry.id!r}")
+                raise _malformed(path, text, place, f"expected {category}_<n>; got {entry.id!r}")
             if entry.id in seen:
-                raise _malformed(path, lines, place, f"{entry.id!r} is there twice")
+                raise _malformed(path, text, place, f"{entry.id!r} is there twice")
             seen[entry.id] = category
     if not seen:
         raise ValueError(f"{path}: holds no LoRA")
@@ -73,9 +80,10 @@ def read_lora_info(path: str | Path) -> dict[str, list[LoraEntry]]:
 
 
 def key_lines(text: str) -> dict[tuple, int]:
-    """Line of every key and list item of a JSON text, by its path from the root."""
+    """Line of the keys and list items of a JSON text that lie no deeper than the format."""
     lines: dict[tuple, int] = {}
     decoder = json.JSONDecoder()
+    ends = [match.start() for match in re.finditer("\n", text)]
 
     def skip(at: int) -> int:
         while text[at] in SPACE:
@@ -84,8 +92,8 @@ def key_lines(text: str) -> dict[tuple, int]:
 
     def walk(at: int, place: tuple) -> int:
         at = skip(at)
-        lines.setdefault(place, text.count("\n", 0, at) + 1)
-        if text[at] not in "{[":
+        lines.setdefault(place, bisect(ends, at) + 1)
+        if text[at] not in "{[" or len(place) == DEEPEST:
             return decoder.raw_decode(text, at)[1]
         is_object, number, at = text[at] == "{", 0, skip(at + 1)
         while text[at] not in "}]":
@@ -93,7 +101,7 @@ def key_lines(text: str) -> dict[tuple, int]:
             if is_object:
                 key_at = at
                 key, at = scanstring(text, at + 1)
-                lines[(*place, key)] = text.count("\n", 0, key_at) + 1
+                lines[(*place, key)] = bisect(ends, key_at) + 1
                 at = skip(at) + 1  # the colon
             at = skip(walk(at, (*place, key)))
             at, number = skip(at + 1) if text[at] == "," else at, number + 1
@@ -103,8 +111,11 @@ def key_lines(text: str) -> dict[tuple, int]:
     return lines
 
 
-def _malformed(path: Path, lines: dict[tuple, int], place: tuple, message: str) -> ValueError:
-    known = place
+def _malformed(path: Path, text: str, place: tuple, message: str) -> ValueError:
+    try:
+        lines, known = key_lines(text), place
+    except RecursionError:  # json.loads needs a little less
+        return ValueError(f"{path}: nested too deeply")
     while known not in lines:  # a missing key: the line of what should hold it
         known = known[:-1]
     name = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in place)
@@ -114,4 +125,4 @@ def _malformed(path: Path, lines: dict[tuple, int], place: tuple, message: str) 
 def _expected(error: dict[str, Any]) -> str:
     if error["type"] == "missing":
         return "is missing"
-    return f"{error['msg']}; got {str(error['input'])[:60]!r}"
+    return f"{error['msg']}; got {short(error['input'])}"

@@ -13,11 +13,19 @@ from PIL import Image
 import cmlora_fast as cf
 
 from .jobs import Job
-from .store import ImageStore
+from .store import ImageStore, Kept
 
-__all__ = ["activate", "call", "paint", "paint_all", "rows_of"]
+__all__ = ["Painted", "activate", "call", "paint", "paint_all", "rows_of"]
 
 Watch = Callable[[Job], None]
+
+
+class Painted(Kept):
+    """What ``paint_all`` tells of an image."""
+
+    seconds: float
+    full_rows: int
+    shallow_rows: int
 
 
 def paint_all(

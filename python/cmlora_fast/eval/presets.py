@@ -54,7 +54,7 @@ def read_prompts(path: Path, style: str) -> tuple[str, str]:
     give = "give the base prompt and the negative prompt instead"
     try:
         tree = ast.parse(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, SyntaxError) as error:
+    except (OSError, ValueError, SyntaxError, RecursionError, MemoryError) as error:
         raise ValueError(f"{path}: no prompts to read ({error}); {give}") from error
     for node in ast.walk(tree):
         if isinstance(node, ast.FunctionDef) and node.name == "get_prompt":

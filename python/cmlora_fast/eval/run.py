@@ -9,15 +9,19 @@ from pathlib import Path
 from statistics import fmean, median
 from typing import Any
 
-from .paint import paint_all
+from .paint import Painted, paint_all
 from .samples import Sample, jobs_of
 from .scorers import Scene, Scorer
 from .scorers.base import PRESENT
 from .statistics import compare, grouped, interval
-from .store import ImageStore, Ledger
+from .store import ImageStore, Ledger, Record
 from .tables import rows, write_csv
 
 __all__ = ["evaluate", "score_all", "summarise"]
+
+
+class _Scored(Record):
+    scores: dict[str, float | dict[str, float]]
 
 
 def evaluate(
@@ -45,7 +49,8 @@ def evaluate(
         tie: Scores no further apart are tied.
         options: ``backend``, ``weights``, ``max_rows`` of ``cf.enable``.
     """
-    store = ImageStore(folder)
+    store = ImageStore(folder, Painted)
+    _ledger(store)  # refused, if it is, before the first image
     paint_all(pipe, jobs_of(samples), store, lambda job: advance(), **options)
     scores = score_all(samples, scorers, store)
     write_csv(rows(samples, scores, store), folder / "results.csv")
@@ -56,7 +61,7 @@ def score_all(
     samples: Sequence[Sample], scorers: Sequence[Scorer], store: ImageStore
 ) -> list[dict[str, Any]]:
     """The numbers of every sample, each computed once per image and scorer."""
-    ledger = Ledger(store.folder / "scores.jsonl")
+    ledger = _ledger(store)
     return [
         {
             name: value
@@ -65,6 +70,10 @@ def score_all(
         }
         for sample in samples
     ]
+
+
+def _ledger(store: ImageStore) -> Ledger:
+    return Ledger(store.folder / "scores.jsonl", _Scored)
 
 
 def _score(sample: Sample, scorer: Scorer, store: ImageStore, ledger: Ledger) -> dict[str, Any]:

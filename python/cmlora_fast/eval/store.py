@@ -12,19 +12,40 @@ from typing import Any
 
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
+from pydantic import BaseModel, ValidationError
 
 from .jobs import Job
 
-__all__ = ["ImageStore", "Ledger"]
+__all__ = ["ImageStore", "Kept", "Ledger", "Record"]
+
+
+class Record(BaseModel, strict=True):
+    """The fields that a line of a ledger must have; it may have others."""
+
+    key: str
+
+
+class Kept(Record):
+    """Of an image."""
+
+    image: str
+    sha256: str
 
 
 class Ledger:
-    """An append-only JSONL file of records with a unique ``key``.
+    """An append-only JSONL file of records; the last of a ``key`` counts.
 
     A record counts once its line is complete: what a kill left behind half written is dropped.
+
+    Args:
+        path: Of the file, which need not be there yet.
+        form: Of its records.
+
+    Raises:
+        ValueError: A whole line is no record of this form; names the line.
     """
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Path, form: type[Record] = Record):
         self.path = path
         self._records: dict[str, dict[str, Any]] = {}
         text = path.read_bytes() if path.exists() else b""
@@ -35,11 +56,12 @@ class Ledger:
         for number, line in enumerate(whole.splitlines(), 1):
             try:
                 record = json.loads(line)
-                self._records[record["key"]] = record
-            except (ValueError, TypeError, KeyError) as error:
-                raise ValueError(
-                    f"{path}, line {number}: expected a JSON object with a key; got {line[:60]!r}"
-                ) from error
+                form.model_validate(record)
+            except ValidationError as error:
+                raise _malformed(f"{path}, line {number}", line, error.errors()[0]) from None
+            except (ValueError, RecursionError):
+                raise _malformed(f"{path}, line {number}", line) from None
+            self._records[record["key"]] = record
 
     def __contains__(self, key: str) -> bool:
         return key in self._records
@@ -64,12 +86,17 @@ class Ledger:
 
 
 class ImageStore:
-    """A folder of images named by what determines them, with ``manifest.jsonl`` beside."""
+    """A folder of images named by what determines them, with ``manifest.jsonl`` beside.
 
-    def __init__(self, folder: Path):
+    Args:
+        folder: Is made if it is not there.
+        form: Of the records of its images.
+    """
+
+    def __init__(self, folder: Path, form: type[Kept] = Kept):
         self.folder = folder
         (folder / "images").mkdir(parents=True, exist_ok=True)
-        self.manifest = Ledger(folder / "manifest.jsonl")
+        self.manifest = Ledger(folder / "manifest.jsonl", form)
 
     def path(self, job: Job) -> Path:
         return self.folder / "images" / f"{job.key}.png"
@@ -88,12 +115,19 @@ class ImageStore:
         part = path.with_suffix(".part")
         part.write_bytes(content)
         os.replace(part, path)
-        if job.key not in self.manifest:  # else the image had been lost or damaged since
-            record = {"key": job.key, "image": f"images/{path.name}", "sha256": _digest(content)}
+        record = {"key": job.key, "image": f"images/{path.name}", "sha256": _digest(content)}
+        # Else the image had been lost, and is as it was.
+        if job.key not in self.manifest or self.record(job)["sha256"] != record["sha256"]:
             self.manifest.add({**record, **told, "job": job.to_dict()})
 
     def record(self, job: Job) -> dict[str, Any]:
         return self.manifest[job.key]
+
+
+def _malformed(place: str, line: bytes, error: dict[str, Any] | None = None) -> ValueError:
+    field, why = (error["loc"], f" ({error['msg']})") if error else ((), "")
+    wanted = "a key" if field in ((), ("key",)) else ".".join(map(str, field))
+    return ValueError(f"{place}: expected a JSON object with {wanted}; got {line[:60]!r}{why}")
 
 
 def _png(image: Image.Image, job: Job) -> bytes:

@@ -1,6 +1,6 @@
 """How results are told, by the command line and by the benchmarks."""
 
-from .console import each_step, print_json, print_table, progress
+from .console import each_step, print_json, print_table, printable, progress
 from .document import document, machine, provenance, version_of, versions, write_json
 
 __all__ = [
@@ -9,6 +9,7 @@ __all__ = [
     "machine",
     "print_json",
     "print_table",
+    "printable",
     "progress",
     "provenance",
     "version_of",

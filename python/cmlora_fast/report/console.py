@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import sys
+import unicodedata
 from collections.abc import Callable, Iterator
 from typing import Any
 
 from .document import as_json
 
-__all__ = ["each_step", "print_json", "print_table", "progress"]
+__all__ = ["each_step", "print_json", "print_table", "printable", "progress"]
 
 Advance = Callable[..., None]
 
@@ -19,17 +20,22 @@ def print_json(data: dict[str, Any]) -> None:
     print(as_json(data))
 
 
+def printable(text: str) -> str:
+    """Text of a file or a path in one line that commands no terminal: escapes are written out."""
+    return "".join(map(_shown, text))
+
+
 def print_table(title: str, columns: list[str], rows: list[list[Any]]) -> None:
-    """A table; cells are text, never markup."""
+    """A table; title, columns and cells are text, never markup or commands of the terminal."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(title=title, title_justify="left")
+    table = Table(title=Text(printable(title), style="table.title"), title_justify="left")
     for column in columns:
-        table.add_column(column, overflow="fold")
+        table.add_column(Text(printable(column)), overflow="fold")
     for row in rows:
-        table.add_row(*[Text(str(cell)) for cell in row])
+        table.add_row(*[Text(printable(str(cell))) for cell in row])
     # A file or a pipe has no width to fit.
     Console(file=sys.stdout, width=None if sys.stdout.isatty() else 120).print(table)
 
@@ -54,10 +60,11 @@ def progress(total: int, description: str) -> Iterator[Advance]:
         redirect_stderr=False,
     )
     with bar:
-        task = bar.add_task(description, total=total)
+        task = bar.add_task(printable(description), total=total)
 
         def advance(amount: int = 1, description: str | None = None) -> None:
-            bar.update(task, advance=amount, description=description)
+            shown = None if description is None else printable(description)
+            bar.update(task, advance=amount, description=shown)
 
         yield advance
 
@@ -70,3 +77,9 @@ def each_step(advance: Advance) -> Callable[..., dict[str, Any]]:
         return tensors
 
     return callback
+
+
+def _shown(letter: str) -> str:
+    if letter.isprintable() or unicodedata.category(letter) == "Zs":  # spaces of all scripts
+        return letter
+    return letter.encode("unicode_escape").decode()
