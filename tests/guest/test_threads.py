@@ -7,6 +7,7 @@ import cmlora_fast as cf
 import diffusers
 import pytest
 import torch
+from cmlora_fast.hooks import patches
 
 from ..support import adapters, helpers
 from ..support.helpers import call, relative
@@ -159,7 +160,7 @@ def test_an_interrupted_disable_is_finished_by_another(pipe, at, monkeypatch):
     before = snapshot(pipe)
     cf.enable(pipe)
     pipe.unet(torch.ones(1, 4, 16, 16), 1, torch.ones(1, 77, helpers.WIDTH))
-    patches, count = cf.hooks.patches, iter(range(10**6))
+    count = iter(range(10**6))
     own = patches._take_out
 
     def interrupted(*args):

@@ -103,7 +103,8 @@ class PlannedRun(Run):
         texts = Texts(lambda batch: walk.pairs(batch, self.images(batch)))
         executor.prepare(call.adapters, walk.subsets, inputs.scale, execution, texts, sample.device)
         self._no_cache, self._cut, self._caches = execution.whole, None, {}
-        if not walk.reuse and not (call.adapters.names and self.settings.record):
+        kept = walk.reuse or (call.adapters.names and self.settings.record)
+        if self._no_cache is None and not kept:
             self._no_cache = "the method reuses nothing"
         if self._no_cache is None:  # recording wants the features even where nothing is reused
             position = method.cache_layer_id, method.cache_block_id

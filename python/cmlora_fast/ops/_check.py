@@ -33,6 +33,8 @@ def check_floats(op: str, names: str, *tensors: Tensor) -> None:
             )
         if tensor.device != device:
             raise shape_error(op, f"{names} on one device", *tensors)
+        if tensor.is_neg() or not tensor.data_ptr():
+            _check_memory(op, names, tensor)
 
 
 def check_table(
@@ -44,6 +46,16 @@ def check_table(
         raise TypeError(f"{op}: expected {name} as {_name(dtype)} tensor; got {got}")
     if tensor.device != device or not tensor.is_contiguous():
         raise shape_error(op, f"{name} contiguous and on {device}", tensor)
+    if tensor.is_neg() or not tensor.data_ptr():
+        _check_memory(op, name, tensor)
+
+
+def _check_memory(op: str, names: str, tensor: Tensor) -> None:
+    """A kernel reads memory: it has to be there, with the numbers as they are."""
+    if tensor.is_neg():
+        raise shape_error(op, f"{names} with their signs in memory (tensor.resolve_neg())", tensor)
+    if tensor.numel() and not tensor.is_meta:
+        raise shape_error(op, f"{names} that have memory", tensor)
 
 
 def check_vector(op: str, name: str, tensor: Tensor, like: Tensor) -> None:
@@ -99,11 +111,63 @@ def last_contiguous(*tensors: Tensor) -> bool:
     return all(tensor.shape[-1] <= 1 or tensor.stride(-1) == 1 for tensor in tensors)
 
 
-def overlaps_itself(tensor: Tensor) -> bool:
-    """Two elements share memory, as far as strides of 0 tell."""
-    return 0 in tensor.stride() and any(
-        tensor.shape[dim] > 1 and tensor.stride(dim) == 0 for dim in range(tensor.dim())
-    )
+def check_written(op: str, name: str, out: Tensor, *others: Tensor) -> None:
+    """What is written in place: every element in memory of its own, and none of the others'."""
+    if out.is_inference() and not torch.is_inference_mode_enabled():
+        raise RuntimeError(
+            f"{op}: {name} was made in torch.inference_mode; expected one that may be written to "
+            "outside it (a clone)"
+        )
+    if not out.is_contiguous() and _overlaps_itself(out):
+        raise shape_error(op, f"{name} without overlap: every element in memory of its own", out)
+    for other in others:
+        if _overlap(out, other):
+            raise shape_error(op, f"{name} without overlap with what is read", out, other)
+
+
+def _overlaps_itself(tensor: Tensor) -> bool:
+    """Whether two elements share memory."""
+    pairs = zip(tensor.stride(), tensor.shape, strict=True)
+    dims = sorted((stride, size) for stride, size in pairs if size > 1)
+    reach = 0  # of the dimensions before: past it, the next one's elements are new
+    for stride, size in dims:
+        if stride <= reach:
+            return bool(tensor.numel()) and len(_places(tensor).unique()) < tensor.numel()
+        reach += stride * (size - 1)
+    return False
+
+
+def _overlap(first: Tensor, second: Tensor) -> bool:
+    """Whether some element of one shares memory with one of the other."""
+    (start, end), (other, last) = _span(first), _span(second)
+    if end <= other or last <= start:
+        return False
+    if not (first.numel() and second.numel()):
+        return False
+    if first.is_contiguous() and second.is_contiguous():
+        return True
+    size = first.element_size()
+    if (other - start) % size:
+        return True
+    places = _places(second) + (other - start) // size
+    return bool(torch.isin(_places(first), places).any())
+
+
+def _span(tensor: Tensor) -> tuple[int, int]:
+    """First byte, and the one past the last."""
+    start, size = tensor.data_ptr(), tensor.element_size()
+    if tensor.is_contiguous():
+        return start, start + tensor.numel() * size
+    pairs = zip(tensor.stride(), tensor.shape, strict=True)
+    return start, start + size * (1 + sum(stride * (n - 1) for stride, n in pairs if n))
+
+
+def _places(tensor: Tensor) -> Tensor:
+    """Offset of every element from the first."""
+    places = torch.zeros(1, dtype=torch.int64)
+    for stride, size in zip(tensor.stride(), tensor.shape, strict=True):
+        places = (places[:, None] + stride * torch.arange(size)).flatten()
+    return places
 
 
 def check_no_grad(op: str, instead: str, *tensors: Tensor) -> None:

@@ -37,8 +37,8 @@ def attention_tap(
     op = "attention_tap"
     check_floats(op, "q, k", q, k)
     sizes = q.dim() == k.dim() == 3 and k.shape[1] > 0 and q.shape[::2] == k.shape[::2]
-    if not sizes or heads < 1 or q.shape[2] % heads:
-        expected = f"q [rows, queries, {heads} * D], k [rows, keys, {heads} * D], keys > 0"
+    if not sizes or heads < 1 or q.shape[2] % heads or not q.shape[2]:
+        expected = f"q [rows, queries, {heads} * D], k [rows, keys, {heads} * D], keys and D > 0"
         raise shape_error(op, expected, q, k)
     if not last_contiguous(q, k):
         raise shape_error(op, "q and k contiguous in their last dimension", q, k)

@@ -9,8 +9,8 @@ from ._check import (
     check_floats,
     check_no_grad,
     check_table,
+    check_written,
     last_contiguous,
-    overlaps_itself,
     shape_error,
     wrote,
 )
@@ -35,10 +35,9 @@ def cache_refresh_(cache: Tensor, fresh: Tensor, rows: Tensor) -> None:
     check_table(op, "rows [R]", rows, torch.int32, cache.device)
     if rows.shape != fresh.shape[:1]:
         raise shape_error(op, "rows [R] for fresh [R, C, H, W]", rows, fresh)
-    if not last_contiguous(cache, fresh) or overlaps_itself(cache):
-        raise shape_error(
-            op, "cache and fresh contiguous in W, cache without overlap", cache, fresh
-        )
+    if not last_contiguous(cache, fresh):
+        raise shape_error(op, "cache and fresh contiguous in W", cache, fresh)
+    check_written(op, "cache", cache, fresh)
     check_no_grad(op, "use torch.no_grad()", cache, fresh)
     if cache.is_cpu:
         _C.check_rows(rows.data_ptr(), rows.numel(), cache.shape[0])

@@ -9,8 +9,8 @@ from ._check import (
     check_floats,
     check_no_grad,
     check_table,
+    check_written,
     last_contiguous,
-    overlaps_itself,
     shape_error,
     wrote,
 )
@@ -39,8 +39,9 @@ def _check(
             raise shape_error(op, "two guidance parts, noise [2, J, B, C, H, W], to guide", noise)
     if out.shape != (*parts, *noise.shape[2:]):
         raise shape_error(op, f"out {form} for noise [G, J, B, C, H, W]", out, noise)
-    if not last_contiguous(out, noise) or overlaps_itself(out):
-        raise shape_error(op, "out and noise contiguous in W, out without overlap", out, noise)
+    if not last_contiguous(out, noise):
+        raise shape_error(op, "out and noise contiguous in W", out, noise)
+    check_written(op, "out", out, noise)
     check_no_grad(op, "use torch.no_grad()", out, noise, weights)
 
 

@@ -11,8 +11,8 @@ from ._check import (
     check_floats,
     check_no_grad,
     check_row_table,
+    check_written,
     last_contiguous,
-    overlaps_itself,
     shape_error,
     wrote,
 )
@@ -157,8 +157,7 @@ def _update(
 ) -> None:
     op = "lora_delta_"
     _check(op, x, a, b, y)
-    if overlaps_itself(y) or (y.data_ptr() == x.data_ptr() and y.numel()):
-        raise shape_error(op, "y without overlap, in itself or with x", y, x)
+    check_written(op, "y", y, x)
     check_no_grad(op, "use lora_delta, or torch.no_grad()", y, x, a, b)
     table = check_row_table(op, y, x.shape[0], a.shape[0], tables)
     backend = pick(op, y, KERNELS, matmul=True)

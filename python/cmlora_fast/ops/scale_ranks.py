@@ -9,8 +9,8 @@ from ._check import (
     check_floats,
     check_no_grad,
     check_table,
+    check_written,
     last_contiguous,
-    overlaps_itself,
     shape_error,
     wrote,
 )
@@ -30,8 +30,9 @@ def scale_ranks_(h: Tensor, scales: Tensor) -> None:
     """
     op = "scale_ranks_"
     check_floats(op, "h", h)
-    if h.dim() != 3 or not last_contiguous(h) or overlaps_itself(h):
-        raise shape_error(op, "h [rows, tokens, R], contiguous in R, without overlap", h)
+    if h.dim() != 3 or not last_contiguous(h):
+        raise shape_error(op, "h [rows, tokens, R], contiguous in R", h)
+    check_written(op, "h", h)
     check_table(op, "scales [rows, R]", scales, torch.float32, h.device)
     if scales.shape != (h.shape[0], h.shape[2]):
         raise shape_error(op, "scales [rows, R] for h [rows, tokens, R]", scales, h)
