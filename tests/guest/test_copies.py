@@ -117,7 +117,7 @@ def test_a_copy_runs_as_fast_as_its_original(pipe):
 def test_offloading_before_and_after(pipe):
     want, before = call(pipe, num_inference_steps=STEPS), snapshot(pipe)
     used(pipe)
-    _, hook = cpu_offload_with_hook(pipe.unet, execution_device=torch.device("cpu"))
+    _, _ = cpu_offload_with_hook(pipe.unet, execution_device=torch.device("cpu"))
     assert relative(call(pipe, num_inference_steps=STEPS), want) < RUN
     for _ in range(2):
         cf.disable(pipe)

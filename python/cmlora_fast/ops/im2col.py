@@ -5,7 +5,7 @@ from torch import Tensor
 
 from .. import _C
 from . import reference
-from ._check import describe, shape_error
+from ._check import check_floats, describe, shape_error
 from ._register import register
 from .backends import pick
 
@@ -21,6 +21,7 @@ def _places(size: Pair, kernel: Pair, stride: Pair, padding: Pair) -> Pair:
 def _check(op: str, x: Tensor, expected: str, dims: int, *pairs: Pair) -> None:
     if x.dtype is not torch.float32:
         raise TypeError(f"{op}: expected float32; got {describe(x)}")
+    check_floats(op, "x" if op == "im2col" else "columns", x)
     if x.dim() != dims or not x.is_contiguous():
         raise shape_error(op, expected, x)
     if any(len(pair) != 2 for pair in pairs) or min(*pairs[0], *pairs[1]) < 1 or min(pairs[2]) < 0:
