@@ -62,13 +62,6 @@ def test_nothing_is_overwritten(tmp_path):
     assert [read_parameters(tmp_path / "new" / name)["i"] for name in names] == [0, 1, 2]
 
 
-def test_alphas_that_diffusers_drops_are_told(paint, loras):
-    code, _, err = paint("--lora", loras["background_1"])
-    assert code == 0
-    assert "warning: " in err and "does not apply the alpha of" in err
-    assert "alpha" not in paint("--lora", loras["character_1"])[2]
-
-
 def test_each_of_several_images_can_be_painted_alone(paint, loras, tmp_path):
     code, out, _ = paint(*two_loras(loras), "--num-images", 2, "--seed", 3, "--method", "switch")
     assert code == 0 and out.splitlines()[1].endswith("image-1.png")

@@ -10,11 +10,12 @@ from reprlib import repr as short
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from .header import Header, opened, read_header
 from .kinds import kind_of_keys
 
-__all__ = ["LoraFile", "LoraLayer", "adapter_config", "non_finite", "read_lora"]
+__all__ = ["LoraFile", "LoraLayer", "adapter_config", "named_tensors", "non_finite", "read_lora"]
 
 _LORA_KEY = re.compile(
     r"^(.+?)(?:\.lora_(A|B|down|up)|(?:[._]lora|\.lora_linear_layer)\.(down|up))\.weight$"
@@ -75,7 +76,7 @@ def read_lora(path: str | Path) -> LoraFile:
     path = Path(path)
     try:
         header = read_header(path)
-        config = adapter_config(header.metadata)
+        config = adapter_config(header.metadata) or _config_beside(path)
         layers, other = _layers(header.shapes, _alphas(path, header), config)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
@@ -102,6 +103,35 @@ def adapter_config(metadata: dict[str, str]) -> dict[str, Any]:
     if not isinstance(config, dict):  # diffusers could not load the file either
         raise ValueError(f"metadata: lora_adapter_metadata: expected an object; got {short(text)}")
     return config
+
+
+def _config_beside(path: Path) -> dict[str, Any]:
+    """What PEFT keeps in a file of its own, of the UNet."""
+    config = path.with_name("adapter_config.json")
+    if path.name != "adapter_model.safetensors" or not config.is_file():
+        return {}
+    try:
+        found = json.loads(config.read_text())
+        return {f"unet.{key}": found[key] for key in ("lora_alpha", "alpha_pattern")}
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise ValueError(f"{config.name} beside it cannot be read: {error}") from None
+
+
+def named_tensors(file: LoraFile) -> dict[str, Tensor] | None:
+    """The tensors under keys that name their component; None: the file's own keys do.
+
+    Those of PEFT's own files and of old attention processors name layers of the UNet alone.
+    """
+    stems = (layer.down_key for layer in file.layers)
+    if all(stem.startswith((*_KOHYA, *(f"{c}." for c in _COMPONENTS))) for stem in stems):
+        return None
+    with opened(file.path) as tensors:
+        found = {}
+        for key in tensors.keys():
+            name = key.removeprefix("base_model.model.")
+            known = name.partition(".")[0] in _COMPONENTS or name.startswith(tuple(_KOHYA))
+            found[name if known else f"unet.{name}"] = tensors.get_tensor(key)
+        return found
 
 
 def non_finite(path: str | Path) -> list[str]:

@@ -15,7 +15,7 @@ from torch import nn
 from .file import LoraFile, LoraLayer, adapter_config, non_finite, read_lora
 from .kinds import PLAIN
 
-__all__ = ["Misfit", "check_fit", "check_lora", "ignored_alphas", "meta_models", "misfits"]
+__all__ = ["Misfit", "apply_alphas", "check_fit", "check_lora", "meta_models", "misfits"]
 
 _SGM = re.compile(r"^(input_blocks|output_blocks|middle_block)_(\d{1,4})_(?:(\d{1,4})_)?(.+)$")
 # Names inside a resnet of the original Stable Diffusion code, and diffusers' for them.
@@ -125,16 +125,26 @@ def misfits(file: LoraFile, models: Mapping[str, nn.Module]) -> list[Misfit]:
     return sorted(found, key=lambda m: (m.expected is None, m.component != "unet"))
 
 
-def ignored_alphas(file: LoraFile, models: Mapping[str, nn.Module], adapter: str) -> int:
-    """How many layers of the loaded file are scaled by something else than its alpha / rank."""
+def apply_alphas(file: LoraFile, models: Mapping[str, nn.Module], adapter: str) -> int:
+    """Scale each layer of the loaded file by its own alpha / rank; how many were scaled otherwise.
+
+    diffusers reads one alpha for most layers, and rounds what it takes for exceptions. A layer
+    without an alpha among others that have one is scaled by 1, as trainers mean it.
+    """
     if any(key.endswith("use_rslora") and on for key, on in adapter_config(file.metadata).items()):
         return 0  # rank-stabilised: alpha / sqrt(rank) is meant
-    scales = _matched(file, models, lambda module: getattr(module, "scaling", {}).get(adapter))
-    return sum(
-        abs(scale - layer.alpha / layer.rank) > ROUNDING * abs(scale)
-        for layer, scale in scales
-        if layer.alpha is not None and scale is not None
-    )
+    if all(layer.alpha is None for layer in file.layers):
+        return 0
+    changed = 0
+    loaded = _matched(file, models, lambda m: m if adapter in getattr(m, "scaling", ()) else None)
+    for layer, module in loaded:
+        alpha = layer.rank if layer.alpha is None else layer.alpha
+        scale = alpha / layer.rank
+        if module is None or abs(module.scaling[adapter] - scale) <= ROUNDING * abs(scale):
+            continue
+        module.lora_alpha[adapter], module.scaling[adapter] = alpha, scale
+        changed += 1
+    return changed
 
 
 def meta_models(folder: str | Path) -> dict[str, nn.Module]:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from cmlora_fast.adapters.file import LoraFile
-from cmlora_fast.adapters.fit import check_fit, ignored_alphas
+from cmlora_fast.adapters.file import LoraFile, named_tensors
+from cmlora_fast.adapters.fit import apply_alphas, check_fit
 from cmlora_fast.eval import EMBEDDED
 
 from .errors import CliError, one_line
@@ -122,17 +121,16 @@ def add_loras(pipe: Any, specs: Sequence[LoraSpec], files: Sequence[LoraFile]) -
         check_fit(file, models)
     for spec, file in zip(specs, files, strict=True):
         try:
-            pipe.load_lora_weights(
-                spec.path.parent, weight_name=spec.path.name, adapter_name=spec.name
-            )
+            tensors, given = named_tensors(file), {"adapter_name": spec.name}
+            if tensors is None:
+                pipe.load_lora_weights(spec.path.parent, weight_name=spec.path.name, **given)
+            else:
+                pipe.load_lora_weights(tensors, **given)
         except Exception as error:
             raise CliError(f"{spec.path}: diffusers cannot load it: {one_line(error)}") from error
-        if count := ignored_alphas(file, models, spec.name):
-            warnings.warn(
-                f"{spec.path}: diffusers does not apply the alpha of {count} of its "
-                f"{len(file.layers)} layers, here as in Python",
-                stacklevel=2,
-            )
+        apply_alphas(file, models, spec.name)
+        if not any(spec.name in getattr(model, "peft_config", {}) for model in models.values()):
+            raise CliError(f"{spec.path}: diffusers finds nothing to load in its keys")
     if specs:
         pipe.set_adapters([spec.name for spec in specs], [spec.weight for spec in specs])
 

@@ -29,11 +29,16 @@ class Border:
         self._owner = owner
         self._patches, self._scheduler_patches = Patches(), Patches()
         self.unet: Any = None
+        self._kind: type | None = None  # of the UNet: patchers exchange classes
         self.scheduler: Any = None
 
     @property
     def pipe(self) -> Any:
         return self._pipe()
+
+    def follows(self) -> bool:
+        """Whether the pipeline's UNet is the one that is hooked, and what it was."""
+        return unet_of(self.pipe) is self.unet and type(self.unet) is self._kind
 
     def attach(self) -> None:
         """Hook the pipeline, its UNet and its scheduler as they are."""
@@ -47,7 +52,7 @@ class Border:
                 "pipe: its UNet is enabled through another pipeline that shares it; "
                 "call disable on that one first"
             )
-        self.unet = unet
+        self.unet, self._kind = unet, type(unet)
         # What torch.compile makes of the UNet from outside stops here: runs are not traced.
         hook = _shadow(forward, torch.compiler.disable(self._unet_forward))
         hook.border = self

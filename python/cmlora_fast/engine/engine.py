@@ -198,7 +198,7 @@ class Engine:
         encoded = self._encoded
         self._drop()
         self._border.follow_scheduler()
-        if unet_of(self._border.pipe) is not self._border.unet:
+        if not self._border.follows():
             self._follow_unet()
             encoded = None
         if encoded is None or encoded.settings is not self.settings:
