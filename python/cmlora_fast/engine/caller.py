@@ -43,7 +43,8 @@ class Caller:
 
     def is_inside(self) -> bool:
         """Whether the thread is in the pipeline's call by now: an exception may have ended it."""
-        frames = _outwards(sys._current_frames().get(self.thread))
+        newest = sys._getframe() if self.is_here else sys._current_frames().get(self.thread)
+        frames = _outwards(newest)
         return any(frame.f_code is self.code and id(frame) == self.frame for frame in frames)
 
 
@@ -80,6 +81,11 @@ class Callers:
     def is_here(self) -> bool:
         """Whether the call in progress, if any, may be this thread's."""
         return self._now is None or self._now.is_here or self._now.code is None
+
+    def have_left(self) -> bool:
+        """Whether the call in progress was this thread's and has ended: something was raised."""
+        now = self._now
+        return now is not None and now.is_here and now.code is not None and not now.is_inside()
 
     def is_elsewhere(self, anybody: bool) -> bool:
         """Whether a UNet call is of another thread than the call in progress, and of another's.

@@ -115,6 +115,7 @@ class Engine:
         A run in progress goes on, unless time steps are set next.
         """
         with self.lock:
+            self._look_back()
             if self.phase is not Phase.RUNNING:
                 self._arm()
                 return self._run.encode(encode)
@@ -138,6 +139,7 @@ class Engine:
             # The UNet may outlive the pipeline that was enabled, or be somebody else's too.
             if self._border.unet is None or self._border.pipe is None:
                 return plain(*args, **kwargs)
+            self._look_back()
             if self._busy and self._callers.is_elsewhere(self.settings.method is None):
                 return plain(*args, **kwargs)
             if _kind(self.settings).gradients and torch.is_inference_mode_enabled():
@@ -191,6 +193,11 @@ class Engine:
         if isinstance(out, Tensor):
             return UNet2DConditionOutput(sample=out) if inputs.return_dict else (out,)
         return out
+
+    def _look_back(self) -> None:
+        """Drop a run whose call something has ended: what comes is no step of it."""
+        if self._busy and self._callers.have_left():
+            self._drop()
 
     def _arm(self) -> None:
         """Forget the last call and read the adapters; the next UNet call begins a run."""
