@@ -23,6 +23,7 @@ PARTS = [
     "up_blocks.1",
     "conv_norm_out",
 ]
+BLOCKS = ["down_blocks.0", "up_blocks.0", "up_blocks.1"]
 METHODS = [None, cf.Composite(), cf.CMLoRA(), cf.Merge(cache_interval=3)]
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 
@@ -55,13 +56,14 @@ def test_what_changes_a_part_changes_the_image(pipe, part, kind):
     assert relative(want, plain) > 10 * RUN
     cf.enable(pipe)
     assert relative(call(pipe, num_inference_steps=STEPS), want) < RUN
-    assert part in cf.summary(pipe).cache["reason"]
+    bypassed = part in BLOCKS or kind == "forward"
+    assert (part in cf.summary(pipe).cache["reason"]) == bypassed
     cf.disable(pipe)
     assert torch.equal(call(pipe, num_inference_steps=STEPS), want)
 
 
 @pytest.mark.parametrize("method", METHODS, ids=str)
-@pytest.mark.parametrize("part", ["down_blocks.0", "up_blocks.1.resnets.0.conv1"])
+@pytest.mark.parametrize("part", ["down_blocks.0", "up_blocks.1"])
 def test_a_hook_sees_the_pipelines_batch_at_every_step(pipe, method, part):
     """And the image is that of the method without reuse, whose parts run one by one."""
     alone = {"cache_interval": 1} if method is not None and method.cache_interval != 1 else None
@@ -78,22 +80,18 @@ def test_a_hook_sees_the_pipelines_batch_at_every_step(pipe, method, part):
     assert len(seen) == rows // 2
 
 
-def test_hooks_of_all_modules_are_called(pipe):
-    names = set()
+def test_hooks_on_all_modules_change_nothing(pipe):
+    """Profilers count by them."""
+    want, names = call(pipe, num_inference_steps=STEPS), set()
+    cf.enable(pipe, cf.Merge(cache_interval=2))
     handle = nn.modules.module.register_module_forward_hook(lambda m, a, out: names.add(type(m)))
     try:
-        call(pipe, num_inference_steps=2)
-        plain = set(names)
-        names.clear()
+        call(pipe, num_inference_steps=STEPS)
+        assert cf.summary(pipe).cache["used"] and nn.Conv2d not in names  # folded
         cf.enable(pipe)
-        call(pipe, num_inference_steps=2)
-        assert plain <= names
-        assert "all modules" in cf.summary(pipe).cache["reason"]
+        assert relative(call(pipe, num_inference_steps=STEPS), want) < RUN
     finally:
         handle.remove()
-    cf.enable(pipe, cf.Merge(cache_interval=2))
-    call(pipe, num_inference_steps=STEPS)
-    assert cf.summary(pipe).cache["used"]
 
 
 def wrapped(unet):
@@ -138,7 +136,7 @@ def test_a_forward_of_a_subclass_is_called(pipe, method):
 
 def test_who_takes_a_hook_off_gets_the_cache_back(pipe):
     cf.enable(pipe, cf.Merge(cache_interval=2))
-    handle = pipe.unet.mid_block.register_forward_hook(lambda module, args, out: None)
+    handle = pipe.unet.up_blocks[0].register_forward_hook(lambda module, args, out: None)
     call(pipe, num_inference_steps=STEPS)
     assert not cf.summary(pipe).cache["used"]
     handle.remove()

@@ -233,16 +233,7 @@ def encode_in_callback(seed):
     return callback
 
 
-def stop_guidance(seed):
-    def callback(pipe, i, t, tensors):
-        if i == 0 and pipe.do_classifier_free_guidance:
-            tensors["latents"] = tensors["latents"] * 1.01
-        return tensors
-
-    return callback
-
-
-CALLBACKS = [set_in_callback, encode_in_callback, stop_guidance]
+CALLBACKS = [set_in_callback, encode_in_callback]
 ACTS = [
     *[Both.paint] * 6,
     *[Both.enable] * 3,

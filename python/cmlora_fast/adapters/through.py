@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from ..hooks import Hook, hears_everything, runs_as_peft_left_it
+from ..hooks import Hook, runs_as_peft_left_it
 from .contents import is_normed
 from .folded import widened
 from .peft import AdaptedLayer
@@ -21,8 +21,6 @@ def runs_through_peft(layer: AdaptedLayer) -> bool:
 
     Of a base that is none, quantised say, the module is called in any case.
     """
-    if hears_everything():
-        return True
     factors = (t for a in layer.adapters.values() for t in (a.a, a.b))
     weight = getattr(layer.base, "weight", None)
     gone = isinstance(weight, Tensor) and weight.is_meta

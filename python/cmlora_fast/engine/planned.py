@@ -94,7 +94,7 @@ class PlannedRun(Run):
         call, method, executor = self.call, self.settings.planned, self.call.executor
         sample, clock = inputs.sample, self.clock
         plans = self._plans(inputs)
-        self._walk = walk = HostWalk(plans, clock.order, executor.keeps_batch)
+        self._walk = walk = HostWalk(plans, clock.order, executor.keeps_batch is not None)
         check_rows(method, plans, executor.unet)
         execution = call.execution(inputs)
         if self._changes > 1 and execution.weights == "auto":  # a fade: folds would not last
@@ -192,8 +192,8 @@ class PlannedRun(Run):
             check_entries(self._entries, replace(inputs, sample=latents), parts)
         if len(set(names)) > 1 and self.call.executor.keeps_batch:
             raise ValueError(
-                "adapter_names: expected attention processors that treat every sample by itself; "
-                "those of this UNet read the pipeline's batch: call it image by image"
+                "adapter_names: expected a UNet that treats every sample by itself; this one has "
+                f"{self.call.executor.keeps_batch}: call it image by image"
             )
         made = {n: plan(self.settings.planned, n, T, guided=guided) for n in names}
         return [made[n] for n in names] if len(made) > 1 else list(made.values())

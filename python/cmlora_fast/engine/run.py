@@ -92,7 +92,7 @@ class Call:
         elif whole is not None:
             unrecorded = whole
         elif executor.keeps_batch:
-            unrecorded = "attention processors read the pipeline's batch"
+            unrecorded = f"the UNet has {executor.keeps_batch}"
         elif not static:
             unrecorded = f"the UNet is on {device}"
         else:

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 from diffusers import UNet2DConditionModel
 from torch import nn
-from torch.nn.modules import module as torch_module
 
 from .patches import Hook, runs_own_forward
 
-__all__ = ["foreign_code", "hears_everything", "is_heard", "keeps_features", "runs_as_peft_left_it"]
+__all__ = [
+    "Foreign",
+    "foreign_code",
+    "is_heard",
+    "keeps_features",
+    "runs_as_peft_left_it",
+]
 
 # In the names of code that takes what a module computed at one call for another.
 KEEPING = ("cache", "broadcast")
@@ -22,35 +28,46 @@ def is_heard(layer: nn.Module) -> bool:
 
 
 def runs_as_peft_left_it(layer: nn.Module) -> bool:
-    """Whether nothing but the numbers in a PEFT layer says what it computes."""
-    modules = [m for m in layer.modules() if m is not layer or not runs_own_forward(m)]
-    return not any(is_heard(m) or not runs_own_forward(m) for m in modules)
+    """Whether the numbers in a PEFT layer say what it computes, no forward of somebody else's.
 
-
-def hears_everything() -> bool:
-    """Whether somebody's hook sees the calls of all modules."""
-    return bool(torch_module._global_forward_hooks or torch_module._global_forward_pre_hooks)
-
-
-def foreign_code(unet: nn.Module) -> str | None:
-    """What would be left out, or meet rows where it expects the pipeline's batch, if the UNet's
-    parts were run one by one; None: nothing.
-
-    A hook of the UNet itself is not: it sees the call, whatever the UNet runs beneath it.
+    Hooks on its base and factors, which count calls, hear none while these run as one weight.
     """
-    if hears_everything():
-        return "hooks on all modules of torch"
+    return all(map(runs_own_forward, layer.modules()))
+
+
+@dataclass(frozen=True)
+class Foreign:
+    """Why a UNet runs as a whole, by its own forward and those of its blocks.
+
+    ``reads_batch``: what others have put there may take the batch for the pipeline's.
+    """
+
+    reason: str
+    reads_batch: bool
+
+
+def foreign_code(unet: nn.Module) -> Foreign | None:
+    """What would be left out if the UNet's parts were run one by one; None: nothing.
+
+    A hook of the UNet itself is not: it sees the call, whatever the UNet runs beneath it. Those of
+    the middle block and of modules within blocks see their modules' calls, as do hooks on all
+    modules of torch, by which profilers count.
+    """
     for module in (unet, *unet.down_blocks, *unet.up_blocks):
         if not type(module).__module__.startswith("diffusers."):
-            return f"a class of its own, {type(module).__name__}"
+            return Foreign(f"a class of its own, {type(module).__name__}", reads_batch=True)
+    blocks = {*unet.down_blocks, *unet.up_blocks}
+    moved = None
     for name, module in unet.named_modules():
-        if name and is_heard(module):
-            return f"hooks on {name}"
-        if name and hasattr(module, "_hf_hook"):
-            return f"weights that accelerate moves ({name})"
-        if not (runs_own_forward(module) if name else _runs_own_forward(unet)):
-            return f"a forward of somebody else{' on ' + name if name else ''}"
-    return None
+        if module in blocks and is_heard(module):
+            return Foreign(f"hooks on {name}", reads_batch=True)
+        if runs_own_forward(module) if name else _runs_own_forward(unet):
+            continue
+        if not hasattr(module, "_hf_hook"):
+            place = f" on {name}" if name else ""
+            return Foreign(f"a forward of somebody else{place}", reads_batch=True)
+        moved = moved or Foreign(f"weights that accelerate moves ({name})", reads_batch=False)
+    return moved
 
 
 def _runs_own_forward(unet: nn.Module) -> bool:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..adapters import Execution, LoadedAdapters, Structure, Watch, WeightStore
-from ..hooks import foreign_code, frozen, hears_everything
+from ..hooks import foreign_code, frozen
 from ..ops.products import measured_convolutions
 from ..ops.tensors import plain_tensors
 from .cache import FeatureCache
@@ -24,7 +24,7 @@ from .rows import Rows, RowTable, pick, segments_of, take
 from .state import LayerState
 from .tap import TAP_LEVEL, AttentionTap
 from .texts import RunText, Texts, all_pairs
-from .topology import Cut, Topology, freeu_is_on, processors_read_batch
+from .topology import Cut, Topology, freeu_is_on, what_reads_batch
 
 __all__ = ["Executor", "Texts", "all_pairs"]
 
@@ -52,20 +52,20 @@ class Executor:
         self._texts = Texts(all_pairs(0))
         self._text = RunText()
         self._rows: dict[tuple, Rows] = {}
+        self.keeps_batch: str | None = None  # whose batch has to be the pipeline's
         self._seen: Structure | None = None
-        self._looked: tuple[Structure, bool] | None = None
         self._prepared: tuple[LoadedAdapters, tuple] | None = None
         self.look()
 
     def look(self) -> None:
         """See the UNet as it is by now: layers may have been replaced, processors exchanged."""
-        looked = self.watch.structure(), hears_everything()
-        if looked == self._looked:
+        structure = self.watch.structure()
+        if structure is self._seen:
             return
-        self._seen, _ = self._looked = looked
+        self._seen = structure
         self._topology = Topology.of(self.unet)
         self._foreign = foreign_code(self.unet)
-        self.keeps_batch = self._foreign is not None or processors_read_batch(self.unet)
+        self.keeps_batch = what_reads_batch(self.unet, self._foreign)
         self.why_not_replayed = why_not_replayed(self.unet)
         self.tap.forget()
 
@@ -83,14 +83,14 @@ class Executor:
         All of it stays where everything is as it was at the last call.
         """
         own = texts.own is not None
-        key = self._looked, tuple(subsets), scale, execution, own, device, self._seen.stamp()
+        key = self._seen, tuple(subsets), scale, execution, own, device, self._seen.stamp()
         if self._prepared is not None and self._prepared[0] is adapters:
             if self._prepared[1] == key:
                 return self._prepare_again(texts)
         self._prepared = None
         if self._kept_graphs is not None and len(subsets) != self._subsets:
             self._kept_graphs.clear()  # before other weights are made
-        seen, whole = self._looked, self._foreign is not None
+        seen, whole = self._seen, self._foreign is not None
         self._layers.attach(self.unet, adapters.layers, device, seen, whole)
         with plain_tensors():  # they outlive the run, and a later one may need gradients
             joins = self._layers.joins if execution.static else ()
@@ -157,7 +157,7 @@ class Executor:
         if inputs.opaque or self._topology.opaque:
             return inputs.opaque or f"the UNet has {self._topology.opaque}"
         if self._foreign is not None:
-            return f"the UNet has {self._foreign}"
+            return f"the UNet has {self._foreign.reason}"
         if freeu_is_on(self.unet):
             return "FreeU is on"
         return "gradients are recorded" if torch.is_grad_enabled() else None

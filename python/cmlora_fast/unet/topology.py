@@ -12,7 +12,9 @@ from dataclasses import dataclass
 
 from torch import nn
 
-__all__ = ["Atom", "Cut", "Topology", "Unit", "find_cut", "freeu_is_on", "processors_read_batch"]
+from ..hooks import Foreign
+
+__all__ = ["Atom", "Cut", "Topology", "Unit", "find_cut", "freeu_is_on", "what_reads_batch"]
 
 DOWN_BLOCKS = ("DownBlock2D", "CrossAttnDownBlock2D")
 UP_BLOCKS = ("UpBlock2D", "CrossAttnUpBlock2D")
@@ -136,14 +138,18 @@ def freeu_is_on(unet: nn.Module) -> bool:
     )
 
 
-def processors_read_batch(unet: nn.Module) -> bool:
-    """Whether an attention processor may take the batch for the pipeline's, as PAG's do.
+def what_reads_batch(unet: nn.Module, foreign: Foreign | None) -> str | None:
+    """What may take the batch for the pipeline's; None: nothing.
 
-    diffusers' others treat every sample by itself; of anybody else's that is not known.
+    ``foreign`` code, or attention processors, as PAG's do: diffusers' others treat every sample by
+    itself, of anybody else's that is not known.
     """
+    if foreign is not None and foreign.reads_batch:
+        return foreign.reason
     kinds = {type(processor) for processor in unet.attn_processors.values()}
     own = "diffusers.models.attention_processor"
-    return any(kind.__module__ != own or kind.__name__.startswith("PAG") for kind in kinds)
+    reads = any(kind.__module__ != own or kind.__name__.startswith("PAG") for kind in kinds)
+    return "attention processors that may read the batch" if reads else None
 
 
 @dataclass(frozen=True)
