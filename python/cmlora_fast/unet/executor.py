@@ -32,10 +32,7 @@ Plain = Callable[..., Any]
 
 
 class Executor:
-    """One UNet, its hooked layers and their weights.
-
-    Nothing here knows a method: a step is a row table and, where features are reused, a cache.
-    """
+    """One UNet, its hooked layers and their weights; a step is a row table and maybe a cache."""
 
     def __init__(self, unet: nn.Module):
         self.unet = unet
@@ -90,8 +87,8 @@ class Executor:
         self._prepared = None
         if self._kept_graphs is not None and len(subsets) != self._subsets:
             self._kept_graphs.clear()  # before other weights are made
-        seen, whole = self._seen, self._foreign is not None
-        self._layers.attach(self.unet, adapters.layers, device, seen, whole)
+        whole = self._foreign is not None
+        self._layers.attach(self.unet, adapters.layers, device, self._seen, whole)
         with plain_tensors():  # they outlive the run, and a later one may need gradients
             joins = self._layers.joins if execution.static else ()
             made = self.store.prepare(adapters, subsets, scale, execution, joins)
@@ -133,8 +130,7 @@ class Executor:
 
     def new_cache(self, cut: Cut, lasting: bool) -> FeatureCache:
         """For a run; ``lasting``: of features that lie where those of the next run will."""
-        kept = None if self.graphs is None or not lasting else self.graphs.features
-        return FeatureCache(cut, kept)
+        return FeatureCache(cut, self.graphs.features if self.graphs and lasting else None)
 
     def forget(self) -> None:
         """Drop what belongs to one run: text keys and values, and rows."""
@@ -167,8 +163,8 @@ class Executor:
     ) -> Tensor:
         """Predictions (batch, C, H, W): those of a sample's rows, summed by their shares."""
         with self._mode():
-            lasting = cache is None or cache.buffers is not None
-            if self.graphs is not None and lasting and self._apart(inputs, cache):
+            lasts = cache is None or cache.buffers is not None
+            if self.graphs is not None and lasts and self._apart(inputs, cache):
                 inputs = self._with_text(inputs)
                 return self.graphs.run(self._denoiser, inputs, self._bound(table), table, cache)
             return table.combined(self.run(plain, inputs, table, cache))
@@ -183,9 +179,8 @@ class Executor:
     ) -> Outputs:
         """``function(inputs)`` for all rows at once, replayed where steps are recorded.
 
-        It computes by ``run``, ``run_rows`` or ``run_tapped`` and returns tensors without
-        gradients; ``key`` tells whatever else it depends on, ``compiles`` whether torch.compile may
-        have it.
+        It computes by ``run`` and its like, without gradients in what it returns; ``key`` tells
+        whatever else it depends on, ``compiles`` whether torch.compile may have it.
         """
         with self._mode(), torch.no_grad():
             inputs = self._with_text(inputs)
@@ -248,9 +243,10 @@ class Executor:
     def _as_a_whole(self, plain: Plain, inputs: UNetInputs, rows: Rows) -> Tensor:
         """The UNet's own forward over the rows of a chunk."""
         arguments = {k: rows.spread(value, inputs.batch) for k, value in inputs.arguments.items()}
-        adapters_in = arguments["down_intrablock_additional_residuals"]
-        if adapters_in is not None:  # diffusers pops from this list
-            arguments["down_intrablock_additional_residuals"] = list(adapters_in)
+        if (
+            popped := arguments["down_intrablock_additional_residuals"]
+        ) is not None:  # by diffusers
+            arguments["down_intrablock_additional_residuals"] = list(popped)
         arguments["cross_attention_kwargs"] = inputs.attention_kwargs
         arguments["return_dict"] = False
         own, pooled = self._text.own, self._text.pooled
@@ -261,8 +257,8 @@ class Executor:
         # Without text: the forward projects the embeddings itself, so they are not those we keep.
         self._state.rows = Rows(rows.segments, rows.count)
         # Positional, and no more than was given: somebody's wrapper may read them so.
-        sample, timestep = arguments.pop("sample"), arguments.pop("timestep")
-        return plain(sample, timestep, **without_defaults(arguments))[0].contiguous()
+        first = arguments.pop("sample"), arguments.pop("timestep")
+        return plain(*first, **without_defaults(arguments))[0].contiguous()
 
     def _bound(self, table: RowTable) -> Rows:
         """The rows of a table with their text, kept while the text of the run is."""
