@@ -1,3 +1,6 @@
+#include <nanobind/stl/string.h>
+
+#include <algorithm>
 #include <stdexcept>
 #include <string>
 
@@ -31,19 +34,20 @@ RadialAmplitude radial_amplitude_op(uintptr_t mean, uintptr_t profile, uintptr_t
           DType(dtype)};
 }
 
-// Rows in range, none named twice: two writers of one row would race.
-void check_rows(const int32_t* rows, int64_t count, int64_t limit) {
+// In begin .. end - 1 and, where it writes what they name, each once: two writers would race.
+void check_indices(const std::string& name, const int32_t* indices, int64_t count, int64_t begin,
+                   int64_t end, bool distinct) {
+  const auto refuse = [&](int64_t i, const std::string& rest) {
+    throw std::invalid_argument(name + "[" + std::to_string(i) + "] " + rest);
+  };
   for (int64_t i = 0; i < count; ++i) {
-    const std::string name = "cache_refresh_: expected rows[" + std::to_string(i) + "] ";
-    if (rows[i] < 0 || rows[i] >= limit) {
-      throw std::invalid_argument(name + "in 0 .. " + std::to_string(limit - 1) + "; got " +
-                                  std::to_string(rows[i]));
+    const int32_t index = indices[i];
+    if (index < begin || index >= end) {
+      refuse(i, "in " + std::to_string(begin) + " .. " + std::to_string(end - 1) + "; got " +
+                    std::to_string(index));
     }
-    for (int64_t j = 0; j < i; ++j) {
-      if (rows[j] == rows[i]) {
-        throw std::invalid_argument(name + "to differ from the others; got " +
-                                    std::to_string(rows[i]) + " twice");
-      }
+    if (distinct && std::find(indices, indices + i, index) != indices + i) {
+      refuse(i, "to differ from the others; got " + std::to_string(index) + " twice");
     }
   }
 }
@@ -102,8 +106,9 @@ void bind_latents(nb::module_& m) {
                                                                               "radial_amplitude");
   bind_cuda<cuda::radial_scratch>(m, "radial_scratch");
   bind_cuda<decide_op, cuda::decide>(m, "decide");  // the CPU's host decides by itself
-  m.def("check_rows", [](uintptr_t rows, int64_t count, int64_t limit) {
-    check_rows(at<int32_t>(rows), count, limit);
+  m.def("check_indices", [](const std::string& name, uintptr_t indices, int64_t count,
+                            int64_t begin, int64_t end, bool distinct) {
+    check_indices(name, at<int32_t>(indices), count, begin, end, distinct);
   });
   bind_op<cache_refresh_op, cpu::cache_refresh, cuda::cache_refresh>(m, "cache_refresh");
   bind_op<combine_op, cpu::combine, cuda::combine>(m, "combine");

@@ -8,7 +8,6 @@ from typing import Any
 
 from torch import nn
 
-from ..hooks import keeps_features
 from ..methods import CLoRA, Method
 from ..schedule import Measure, Plan, follows_steps, reuses
 from ..unet.inputs import UNetInputs
@@ -103,11 +102,10 @@ def warn_of_caching(scheduler: Any, steps: int) -> None:
         )
 
 
-def check_rows(method: Method, plans: Sequence[Plan], unet: nn.Module) -> None:
-    """Raise ``ValueError`` where a step's rows would share features that somebody else keeps."""
+def check_rows(method: Method, plans: Sequence[Plan], keeper: str | None) -> None:
+    """Raise ``ValueError`` where a step's rows would share features that ``keeper`` keeps."""
     rows = max(len(step.groups) for plan in plans for step in plan.steps)
-    keeper = keeps_features(unet) if rows > 1 else None
-    if keeper is not None:
+    if keeper is not None and rows > 1:
         raise ValueError(
             f"{type(method).__name__}: expected a UNet whose calls do not depend on one another; "
             f"{keeper} keeps features from call to call, which the {rows} predictions of a step "

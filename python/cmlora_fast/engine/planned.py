@@ -95,7 +95,7 @@ class PlannedRun(Run):
         sample, clock = inputs.sample, self.clock
         plans = self._plans(inputs)
         self._walk = walk = HostWalk(plans, clock.order, executor.keeps_batch is not None)
-        check_rows(method, plans, executor.unet)
+        check_rows(method, plans, executor.keeper)
         execution = call.execution(inputs)
         if self._changes > 1 and execution.weights == "auto":  # a fade: folds would not last
             execution = replace(execution, weights="delta")

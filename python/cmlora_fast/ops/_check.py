@@ -111,6 +111,15 @@ def last_contiguous(*tensors: Tensor) -> bool:
     return all(tensor.shape[-1] <= 1 or tensor.stride(-1) == 1 for tensor in tensors)
 
 
+def check_indices(
+    op: str, name: str, table: Tensor, begin: int, end: int, distinct: bool = False
+) -> None:
+    """Entries of an int32 table on the CPU in ``begin`` .. ``end - 1``, each once if so wanted."""
+    if table.numel():
+        expected = f"{op}: expected {name}"
+        _C.check_indices(expected, table.data_ptr(), table.numel(), begin, end, distinct)
+
+
 def check_written(op: str, name: str, out: Tensor, *others: Tensor) -> None:
     """What is written in place: every element in memory of its own, and none of the others'."""
     if out.is_inference() and not torch.is_inference_mode_enabled():
@@ -118,7 +127,7 @@ def check_written(op: str, name: str, out: Tensor, *others: Tensor) -> None:
             f"{op}: {name} was made in torch.inference_mode; expected one that may be written to "
             "outside it (a clone)"
         )
-    if not out.is_contiguous() and _overlaps_itself(out):
+    if not out.is_contiguous() and out.data_ptr() and _overlaps_itself(out):
         raise shape_error(op, f"{name} without overlap: every element in memory of its own", out)
     for other in others:
         if _overlap(out, other):
@@ -140,7 +149,7 @@ def _overlaps_itself(tensor: Tensor) -> bool:
 def _overlap(first: Tensor, second: Tensor) -> bool:
     """Whether some element of one shares memory with one of the other."""
     (start, end), (other, last) = _span(first), _span(second)
-    if end <= other or last <= start:
+    if end <= other or last <= start or not start:  # no address: of the meta device
         return False
     if not (first.numel() and second.numel()):
         return False

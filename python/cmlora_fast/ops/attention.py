@@ -14,7 +14,7 @@ from .backends import isa, pick
 def _check(op: str, q: Tensor, k: Tensor, v: Tensor, heads: int) -> None:
     check_floats(op, "q, k, v", q, k, v)
     expected = f"q [rows, queries, {heads} * D], k and v [rows, keys, {heads} * D]"
-    expected += ", keys and D > 0"
+    expected += ", keys > 0, D > 0"
     sizes = q.dim() == k.dim() == 3 and k.shape == v.shape and k.shape[1] > 0 and q.shape[2] > 0
     if not sizes or q.shape[::2] != k.shape[::2] or heads < 1 or q.shape[2] % heads:
         raise shape_error(op, expected, q, k, v)

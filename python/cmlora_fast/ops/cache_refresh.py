@@ -3,10 +3,10 @@
 import torch
 from torch import Tensor
 
-from .. import _C
 from . import reference
 from ._check import (
     check_floats,
+    check_indices,
     check_no_grad,
     check_table,
     check_written,
@@ -40,7 +40,7 @@ def cache_refresh_(cache: Tensor, fresh: Tensor, rows: Tensor) -> None:
     check_written(op, "cache", cache, fresh)
     check_no_grad(op, "use torch.no_grad()", cache, fresh)
     if cache.is_cpu:
-        _C.check_rows(rows.data_ptr(), rows.numel(), cache.shape[0])
+        check_indices(op, "rows", rows, 0, len(cache), distinct=True)
     backend = pick(op, cache, ("cpu", "cuda", "triton"))
     if backend in ("cpu", "cuda"):
         kept = cache.data_ptr(), cache.shape, cache.stride()

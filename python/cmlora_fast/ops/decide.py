@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from . import reference
-from ._check import check_no_grad, check_table, check_written, shape_error
+from ._check import check_indices, check_no_grad, check_table, check_written, shape_error
 from ._register import register
 from .backends import launch, pick
 
@@ -29,16 +29,11 @@ def _check(op: str, early: Tensor, weights: Tensor, deep: Tensor, tables: tuple)
     if deep.shape != (3, places.shape[1] * weights.shape[1]):
         raise shape_error(op, "deep [3, F * batch] for places [2, F]", deep, places, weights)
     if early.is_cpu:  # a device is not waited for
-        _check_range(op, "early", early, 2)
-        _check_range(op, "places", places, len(weights))
+        check_indices(op, "early", early, 0, 2)
+        check_indices(op, "places", places, 0, len(weights))
     for name, written in (("early", early), ("weights", weights), ("deep", deep)):
         check_written(op, name, written)
     check_no_grad(op, "use torch.no_grad()", weights)
-
-
-def _check_range(op: str, name: str, numbers: Tensor, end: int) -> None:
-    if numbers.numel() and not 0 <= int(numbers.min()) <= int(numbers.max()) < end:
-        raise ValueError(f"{op}: expected {name} in 0 .. {end - 1}; got {numbers.tolist()}")
 
 
 @register(mutates_args=("early", "weights", "deep"))

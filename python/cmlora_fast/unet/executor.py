@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..adapters import Execution, LoadedAdapters, Structure, Watch, WeightStore
-from ..hooks import foreign_code, frozen
+from ..hooks import foreign_code, frozen, keeps_features
 from ..ops.products import measured_convolutions
 from ..ops.tensors import plain_tensors
 from .cache import FeatureCache
@@ -50,6 +50,7 @@ class Executor:
         self._text = RunText()
         self._rows: dict[tuple, Rows] = {}
         self.keeps_batch: str | None = None  # whose batch has to be the pipeline's
+        self.keeper: str | None = None  # who keeps features from call to call
         self._seen: Structure | None = None
         self._prepared: tuple[LoadedAdapters, tuple] | None = None
         self.look()
@@ -61,7 +62,7 @@ class Executor:
             return
         self._seen = structure
         self._topology = Topology.of(self.unet)
-        self._foreign = foreign_code(self.unet)
+        self._foreign, self.keeper = foreign_code(self.unet), keeps_features(self.unet)
         self.keeps_batch = what_reads_batch(self.unet, self._foreign)
         self.why_not_replayed = why_not_replayed(self.unet)
         self.tap.forget()
