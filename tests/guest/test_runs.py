@@ -3,6 +3,7 @@
 import copy
 
 import cmlora_fast as cf
+import diffusers
 import pytest
 import torch
 
@@ -142,6 +143,20 @@ def test_what_needs_an_answer_says_so(pipe):
     cf.enable(pipe, MEASURED)
     with pytest.warns(UserWarning, match=r"scheduler\.step is not called"):
         Loop(pipe).run(apart=False, answers=False)
+
+
+@pytest.mark.parametrize("scheduler", ["HeunDiscrete", "KDPM2Discrete", "EulerDiscrete"])
+@pytest.mark.parametrize("method", [None, *METHODS[1:3], *CACHED, MEASURED], ids=str)
+def test_a_record_changes_no_image(pipe, method, scheduler):
+    """Of second-order schedulers neither, whose evaluations share a step."""
+    made = getattr(diffusers, f"{scheduler}Scheduler")
+    pipe.scheduler = made.from_config(pipe.scheduler.config)
+    images = []
+    for record in (False, True):
+        cf.enable(pipe, method, record=record)
+        images.append(call(pipe, num_inference_steps=4))
+    assert relative(*images) < 1e-5
+    assert cf.summary(pipe).features
 
 
 def change(kind):

@@ -111,21 +111,21 @@ def test_a_call_after_one_that_died_in_another_thread(pipe):
         raise OSError("disk full")
 
     cf.enable(pipe, "composite")
-    want, done = call(pipe, num_inference_steps=STEPS), threading.Event()
+    want = call(pipe, num_inference_steps=STEPS)
+    died, leave = threading.Event(), threading.Event()
 
     def dies_and_stays():
         with pytest.raises(OSError, match="disk full"):
             call(pipe, num_inference_steps=STEPS, callback_on_step_end=fail)
-        done.wait(60)
+        died.set()
+        leave.wait(60)
 
     thread = threading.Thread(target=dies_and_stays)
     thread.start()
-    while "died" not in str(done) and cf.summary(pipe).steps and thread.is_alive():
-        if len(cf.summary(pipe).steps) == 1:
-            break
-    thread.join(1)
+    assert died.wait(60)
     assert relative(call(pipe, num_inference_steps=STEPS), want) < RUN
-    done.set()
+    assert thread.is_alive()
+    leave.set()
     thread.join()
 
 
