@@ -83,8 +83,13 @@ def kandinsky():
     with torch.random.fork_rng():
         torch.manual_seed(0)
         unet = helpers.unet("dummy", out_channels=8, **blocks)
+    levels = dict(  # four, so that latents have 16 x 16
+        block_out_channels=(32,) * 4,
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+    )
     pipe = diffusers.KandinskyV22Pipeline(
-        unet=unet, scheduler=helpers.SCHEDULERS["ddim"](), movq=diffusers.VQModel()
+        unet=unet, scheduler=helpers.SCHEDULERS["ddim"](), movq=diffusers.VQModel(**levels)
     )
     draw = torch.Generator().manual_seed(0)
     embeds = [torch.randn(1, 32, generator=draw) for _ in range(2)]

@@ -51,6 +51,7 @@ def test_compiled_before_or_after(pipe, compiled, first, method):
     assert "forward" not in vars(getattr(pipe.unet, "_orig_mod", pipe.unet))
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:pipe.unet")
 def test_our_own_compiling_goes_on_inside(pipe):
     want = call(pipe, num_inference_steps=4)
