@@ -132,20 +132,16 @@ class Both:
                 out = own(*args, **kwargs)
                 return changed(out[0] if hasattr(out, "sample") else out)
 
-            def unwrapped(module=module, shadowed=shadowed, forward=forward):
-                if vars(module).get("forward") is forward:
-                    vars(module).pop("forward")
-                    if shadowed is not None:
-                        module.forward = shadowed
+            def whole(*args, own=own, **kwargs):  # the pipeline asks for a tuple
+                return changed(own(*args, **{**kwargs, "return_dict": False}))
 
-            if name == "":  # the pipeline asks for a tuple
-                module.forward = lambda *a, own=own, **k: changed(
-                    own(*a, **{**k, "return_dict": False})
-                )
-                forward = module.forward
-                unwrapped.__defaults__ = (module, shadowed, forward)
-            else:
-                module.forward = forward
+            def unwrapped(module=module, shadowed=shadowed):
+                if shadowed is None:
+                    vars(module).pop("forward", None)
+                else:
+                    module.forward = shadowed
+
+            module.forward = forward if name else whole
             undo.append(unwrapped)
         self.undo.append(tuple(undo))
 
@@ -186,10 +182,11 @@ class Both:
         while self.undo:
             self.undo_one()
         self.disable()
-        one, other = ({k: v for k, v in self._state(pipe)} for pipe in (self.pipe, self.twin))
-        assert one == other
         images = self.both(lambda pipe: call(pipe, num_inference_steps=2, **SIZE))
         assert torch.equal(*images)
+        # After a call: a hook of ours that somebody has put back by now is gone again.
+        one, other = ({k: v for k, v in self._state(pipe)} for pipe in (self.pipe, self.twin))
+        assert one == other
 
     def _state(self, pipe):
         yield "pipe", shadows(pipe) - {"_num_timesteps"}
@@ -256,34 +253,31 @@ ACTS = [
 ]
 
 
-def run(seed, acts=7):
-    draw = random.Random(seed)
-    both = Both(draw)
-    for act in [Both.enable, *draw.choices(ACTS, k=acts), Both.paint]:
-        both.done.append(act.__name__)
-        try:
-            act(both)
-        except Exception as error:
-            raise AssertionError(f"sequence {seed}: {' > '.join(both.done)}") from error
-    try:
-        both.finish()
-    except Exception as error:
-        raise AssertionError(f"sequence {seed}: {' > '.join(both.done)} > finish") from error
+def run(first, count, acts=7):
+    """Sequences that begin where the one before has ended: restored, and as the twin."""
+    both = Both(random.Random(first))
+    for seed in range(first, first + count):
+        both.draw, both.done = random.Random(seed), []
+        for act in [Both.enable, *both.draw.choices(ACTS, k=acts), Both.paint, Both.finish]:
+            both.done.append(act.__name__)
+            try:
+                act(both)
+            except Exception as error:
+                told = f"sequence {seed} of those from {first}: {' > '.join(both.done)}"
+                raise AssertionError(told) from error
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("seed", range(16))
-def test_sequences(seed):
-    run(seed)
+@pytest.mark.parametrize("first", range(0, 200, 10))
+def test_sequences(first):
+    run(first, 10)
 
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("part", range(100))
+@pytest.mark.parametrize("part", range(200))
 def test_thousands_of_sequences(request, part):
-    first = 1000 * request.config.option.seed + 100_000 + 50 * part
-    for seed in range(first, first + 50):
-        run(seed, acts=12)
+    run(10_000 * request.config.option.seed + 100_000 + 25 * part, 25, acts=12)
 
 
 def test_the_twin_is_a_judge():

@@ -37,8 +37,11 @@ class Border:
         return self._pipe()
 
     def follows(self) -> bool:
-        """Whether the pipeline's UNet is the one that is hooked, and what it was."""
-        return unet_of(self.pipe) is self.unet and type(self.unet) is self._kind
+        """Whether the pipeline's UNet is the one that is hooked, what it was, and hooked still."""
+        if unet_of(self.pipe) is not self.unet or type(self.unet) is not self._kind:
+            return False
+        own = vars(self.unet).get("forward")  # patchers put back what they found
+        return own is not None and not (isinstance(own, Hook) and own.gone)
 
     def attach(self) -> None:
         """Hook the pipeline, its UNet and its scheduler as they are."""
@@ -147,11 +150,9 @@ def unet_of(pipe: Any) -> Any:
 
 
 def _shadow(original: Callable, replacement: Callable) -> Hook:
-    """``replacement``, which gets first what it stands for; once it is gone, nothing but that."""
+    """``replacement``, which gets first what it stands for."""
 
     def run(*args, **kwargs):
-        if hook.gone:
-            return hook.original(*args, **kwargs)
         return replacement(hook.original, *args, **kwargs)
 
     hook = Hook.over(original, run)

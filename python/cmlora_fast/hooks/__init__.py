@@ -7,7 +7,7 @@ from .foreign import (
     keeps_features,
     runs_as_peft_left_it,
 )
-from .patches import Hook, Patches, frozen, runs_own_forward
+from .patches import Hook, Patches, frozen, runs_own_forward, sweep
 
 __all__ = [
     "Foreign",
@@ -19,4 +19,5 @@ __all__ = [
     "keeps_features",
     "runs_as_peft_left_it",
     "runs_own_forward",
+    "sweep",
 ]

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-__all__ = ["Hook", "Patches", "frozen", "runs_own_forward"]
+__all__ = ["Hook", "Patches", "frozen", "runs_own_forward", "sweep"]
 
 _ABSENT = object()
 # Where accelerate keeps the forward that it found.
@@ -21,20 +21,35 @@ MOVED = {"forward": "_old_forward"}
 class Hook(functools.partial):
     """Stands for ``original`` in its owner, with its signature.
 
-    Copies and pickles of the owner get the original: they are as if nobody had hooked it.
+    Copies and pickles of the owner get the original: they are as if nobody had hooked it. Whoever
+    has kept a hook that is ``gone`` may call it, or put it back: it is the original, and goes again.
     """
 
     original: Callable
     before: Any
-    gone: bool  # whoever put something over it may call it all the same
+    owner: Any
+    name: str
+    gone: bool
 
     @classmethod
     def over(cls, original: Callable, run: Callable) -> Hook:
         """``run`` in the place of ``original``."""
         hook = cls(run)
         functools.update_wrapper(hook, original)
-        hook.original, hook.before, hook.gone = original, _ABSENT, False
+        hook.original, hook.before, hook.owner, hook.gone = original, _ABSENT, None, False
         return hook
+
+    def leave(self) -> None:
+        """Out of the owner, wherever it stands there, and from here on the original."""
+        if not self.gone:
+            self.gone = True
+            self.__setstate__((self._pass, (), {}, self.__dict__))
+        for place in (self.name, MOVED.get(self.name, self.name)):
+            _take_out(self.owner.__dict__, place, self)
+
+    def _pass(self, *args: Any, **kwargs: Any) -> Any:
+        self.leave()
+        return self.original(*args, **kwargs)
 
     def __deepcopy__(self, memo: dict) -> Any:
         return copy.deepcopy(self.original, memo)
@@ -53,7 +68,7 @@ class Patches:
         """Shadow ``owner.name`` by an instance attribute."""
         before = owner.__dict__.get(name, _ABSENT)
         if isinstance(value, Hook):
-            value.before = before
+            value.before, value.owner, value.name = before, owner, name
         self._undo.append((owner, name, before, value))
         owner.__dict__[name] = value
 
@@ -65,9 +80,7 @@ class Patches:
         while self._undo:
             owner, name, before, ours = self._undo[-1]
             if isinstance(ours, Hook):
-                ours.gone = True
-                for place in (name, MOVED.get(name, name)):
-                    _take_out(owner.__dict__, place, ours)
+                ours.leave()
             elif owner.__dict__.get(name) is ours:
                 _put(owner.__dict__, name, before)
             self._undo.pop()
@@ -93,6 +106,14 @@ def _put(own: dict[str, Any], name: str, value: Any) -> None:
         own.pop(name, None)
     else:
         own[name] = value
+
+
+def sweep(model: nn.Module) -> None:
+    """Take out hooks that are gone, and that somebody has put back."""
+    for module in model.modules():
+        hook = module.__dict__.get("forward")
+        if isinstance(hook, Hook) and hook.gone:
+            hook.leave()
 
 
 def runs_own_forward(module: nn.Module) -> bool:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..adapters import Execution, LoadedAdapters, Structure, Watch, WeightStore
-from ..hooks import foreign_code, frozen, keeps_features
+from ..hooks import foreign_code, frozen, keeps_features, sweep
 from ..ops.products import measured_convolutions
 from ..ops.tensors import plain_tensors
 from .cache import FeatureCache
@@ -145,6 +145,7 @@ class Executor:
         self.forget()
         self._prepared = None
         self._layers.detach()
+        sweep(self.unet)
         self._state.use({})
         self.graphs = self._kept_graphs = self._state.text_memory = None
         self.store.clear()
@@ -244,10 +245,9 @@ class Executor:
     def _as_a_whole(self, plain: Plain, inputs: UNetInputs, rows: Rows) -> Tensor:
         """The UNet's own forward over the rows of a chunk."""
         arguments = {k: rows.spread(value, inputs.batch) for k, value in inputs.arguments.items()}
-        if (
-            popped := arguments["down_intrablock_additional_residuals"]
-        ) is not None:  # by diffusers
-            arguments["down_intrablock_additional_residuals"] = list(popped)
+        popped = "down_intrablock_additional_residuals"  # by diffusers
+        if arguments[popped] is not None:
+            arguments[popped] = list(arguments[popped])
         arguments["cross_attention_kwargs"] = inputs.attention_kwargs
         arguments["return_dict"] = False
         own, pooled = self._text.own, self._text.pooled
