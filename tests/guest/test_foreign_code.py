@@ -196,3 +196,49 @@ def test_an_exchanged_class_or_module_is_seen_by_an_enabled_pipeline(pipe):
     got = call(pipe, num_inference_steps=STEPS)
     cf.disable(pipe)
     assert relative(got, call(pipe, num_inference_steps=STEPS)) < RUN
+
+
+def unpatched(module, saved):
+    """As patchers do: what was found is put back, whatever has come over it since."""
+    if saved is None:
+        vars(module).pop("forward", None)
+    else:
+        module.forward = saved
+
+
+@pytest.mark.parametrize("part", ["", "mid_block.attentions.0.transformer_blocks.0.attn1.to_q"])
+@pytest.mark.parametrize("first", ["patch", "enable", "enable, patch, enable again"])
+def test_a_patch_that_is_taken_back_under_an_enabled_pipeline(pipe, part, first):
+    """It takes our hooks with it, or puts old ones back: the pipeline stays enabled."""
+    cf.enable(pipe, "composite")
+    composed = call(pipe, num_inference_steps=STEPS)
+    cf.disable(pipe)
+    plain, module = call(pipe, num_inference_steps=STEPS), pipe.unet.get_submodule(part)
+    before = {name: set(vars(m)) for name, m in pipe.unet.named_modules()}
+    if first != "patch":
+        cf.enable(pipe, "composite")
+        call(pipe, num_inference_steps=STEPS)
+    saved, own = vars(module).get("forward"), module.forward
+    module.forward = lambda *args, **kwargs: own(*args, **kwargs)
+    if "again" in first:
+        cf.disable(pipe)
+    cf.enable(pipe, "composite")
+    assert relative(call(pipe, num_inference_steps=STEPS), composed) < RUN
+    unpatched(module, saved)
+    assert relative(call(pipe, num_inference_steps=STEPS), composed) < RUN
+    assert len(cf.summary(pipe).steps) == STEPS
+    cf.disable(pipe)
+    assert torch.equal(call(pipe, num_inference_steps=STEPS), plain)
+    assert {name: set(vars(m)) for name, m in pipe.unet.named_modules()} == before
+
+
+def test_an_old_hook_put_back_after_disable_goes_at_the_first_call(pipe):
+    want = call(pipe, num_inference_steps=STEPS)
+    cf.enable(pipe)
+    call(pipe, num_inference_steps=STEPS)
+    saved = pipe.unet.forward
+    pipe.unet.forward = lambda *args, **kwargs: saved(*args, **kwargs)
+    cf.disable(pipe)
+    pipe.unet.forward = saved
+    assert torch.equal(call(pipe, num_inference_steps=STEPS), want)
+    assert "forward" not in vars(pipe.unet)
