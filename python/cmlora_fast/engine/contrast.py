@@ -109,7 +109,7 @@ class ContrastRun(Run):
         images = self.images(inputs.batch)
         table = RowTable.product(len(self._prompts.rows), inputs.batch)
         self.recorder.note(
-            table, inputs.timestep, lambda: [dict(self._fixed) for _ in range(images)]
+            len(table), 0, inputs.timestep, lambda: [dict(self._fixed) for _ in range(images)]
         )
         scale = input_scale(self.call.border.scheduler, inputs.timestep)
         step = self._contrast.step(plain, inputs, table, self.clock.step, images, scale)

@@ -25,6 +25,7 @@ from .border import Border, unet_of
 from .caller import Callers
 from .contrast import ContrastRun
 from .devicewalk import DeviceWalks
+from .forecast import ForecastRun
 from .planned import PlannedRun
 from .run import Call, Clock, Run
 from .settings import Settings
@@ -292,4 +293,6 @@ class Engine:
 
 def _kind(settings: Settings) -> type[Run]:
     """What runs the method."""
+    if getattr(settings.planned, "cache", "features") != "features":
+        return ForecastRun
     return RUNS.get(type(settings.method), PlannedRun)

@@ -153,6 +153,15 @@ class HostWalk:
         )
         return table, owners
 
+    def real_rows(self, call: int, table: RowTable, images: int) -> tuple[int, ...]:
+        """Rows of a call's table that the UNet runs; the others are forecast."""
+        wanted = []
+        for plan in self._per_image(self.plans, images):
+            groups, real = self.groups(call, plan), plan.steps[self.step(call)].real
+            wanted.append({g for j, g in enumerate(groups) if real is None or real[j]})
+        pairs = zip(table.subset, table.sample, strict=True)
+        return tuple(row for row, (s, n) in enumerate(pairs) if s in wanted[n % images])
+
     def records(
         self, call: int, table: RowTable, chosen: Sequence[Chosen], means: Tensor | None
     ) -> list[dict[str, Any]]:

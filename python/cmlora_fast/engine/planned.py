@@ -129,8 +129,10 @@ class PlannedRun(Run):
         if table.share is not None and table.share.dim() == 4:
             means = table.share.mean((2, 3))
         walk, reuses = self._walk, self._reuses
+        full = len(table.deep)
         self.recorder.note(
-            table,
+            full,
+            len(table) - full,
             inputs.timestep,
             lambda: walk.records(call, table, chosen or walk.choose(call, images, reuses), means),
         )

@@ -13,7 +13,6 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from .. import ops
-from ..unet.rows import RowTable
 from .settings import BASE
 from .summary import StepRecord, Summary
 
@@ -43,12 +42,12 @@ class Recorder:
         """The UNet is called."""
         self._step_started = time.perf_counter()
 
-    def note(self, table: RowTable, timestep: Tensor | float, find: Callable[[], Images]) -> None:
-        """A record of this call; ``find`` gives its fields, once they are known."""
-        full = len(table.deep)
-        record = StepRecord(
-            len(self.summary.steps), math.nan, full_rows=full, shallow_rows=len(table) - full
-        )
+    def note(
+        self, full: int, shallow: int, timestep: Tensor | float, find: Callable[[], Images]
+    ) -> None:
+        """A record of this call and its rows; ``find`` gives its fields, once they are known."""
+        rows = {"full_rows": full, "shallow_rows": shallow}
+        record = StepRecord(len(self.summary.steps), math.nan, **rows)
         self.summary.steps.append(record)
         if isinstance(timestep, Tensor):
             # some pipelines write it again

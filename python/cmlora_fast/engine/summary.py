@@ -31,6 +31,7 @@ class StepRecord:
         dominant: The leading adapter; None where none leads.
         early: Whether the step belongs to the early stage; None where there are no stages.
         refreshed: Adapters whose deep part ran.
+        forecast: Adapters whose prediction was forecast.
         weights: Adapter -> share of the combined prediction; they sum to 1.
         full_rows: Samples of the batch that ran the whole UNet.
         shallow_rows: Samples that ran the shallow part only.
@@ -46,6 +47,7 @@ class StepRecord:
     dominant: str | None = None
     early: bool | None = None
     refreshed: tuple[str, ...] = ()
+    forecast: tuple[str, ...] = ()
     weights: dict[str, float] = field(default_factory=dict)
     full_rows: int = 0
     shallow_rows: int = 0
@@ -64,7 +66,7 @@ class Summary:
         adapters: Adapters that took part, in order.
         backend: What the ops ran on.
         weights: {"mode", "reason", "bytes"} of the adapted layers' weights.
-        cache: {"used", "reason"}: whether features were cached.
+        cache: {"used", "reason"}: whether features were cached, or predictions forecast.
         graphs: {"used", "reason"}: whether steps were recorded, or compiled, and replayed; if so,
             how many were "recorded" and "replayed", the "seconds" that making them took and the
             "bytes" that they hold.
@@ -135,7 +137,7 @@ class Summary:
             )
         for s in self.steps:
             stage = {None: "", True: "early", False: "late"}[s.early]
-            refreshed = "all" if not s.shallow_rows else ", ".join(s.refreshed)
+            refreshed = "all" if not (s.shallow_rows or s.forecast) else ", ".join(s.refreshed)
             row = (s.index, f"{s.timestep:g}", f"{s.milliseconds:.1f}", s.dominant or "", stage)
             cells = (*row, refreshed, s.full_rows, s.shallow_rows)
             table.add_row(*[Text(str(cell)) for cell in cells])

@@ -21,8 +21,8 @@ MOVED = {"forward": "_old_forward"}
 class Hook(functools.partial):
     """Stands for ``original`` in its owner, with its signature.
 
-    Copies and pickles of the owner get the original: they are as if nobody had hooked it. Whoever
-    has kept a hook that is ``gone`` may call it, or put it back: it is the original, and goes again.
+    Copies and pickles of the owner get the original: they are as if nobody had hooked it. One that
+    is ``gone`` may be called, or put back, by whoever has kept it: it is the original, and goes.
     """
 
     original: Callable

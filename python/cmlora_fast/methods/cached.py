@@ -26,11 +26,16 @@ CacheInterval = int | Literal["nonuniform"]
 
 @dataclass(frozen=True, kw_only=True)
 class Method:
-    """What every method shares: the schedule and position of the feature cache.
+    """What every method shares: what is kept from step to step, and when it is made anew.
 
     Args:
-        cache_interval: Steps between refreshes of the cached features. 1: no reuse; "nonuniform":
-            interval 2, then 3, then 2 (breaks at 37.5 % and 87.5 % of the steps).
+        cache: "features": deep features are reused (DeepCache); "forecast": whole UNet calls are
+            skipped, and what they would predict is forecast; "relay" (Composite and CMLoRA): the
+            adapters take turns to run, the others are forecast.
+        cache_interval: Features: steps between refreshes. 1: no reuse; "nonuniform": interval 2,
+            then 3, then 2 (breaks at 37.5 % and 87.5 % of the steps). Forecast: one step in so
+            many runs, after four; 1 and "nonuniform": ever fewer. Relay: adapters that run at a
+            step; "nonuniform" is 1.
         cache_layer_id: Down block in which the shallow part ends (0: the outermost).
         cache_block_id: Last resnet of that block that still belongs to the shallow part.
         uniform: Regular refreshes; with False denser near ``center`` (integer interval >= 2).
@@ -39,6 +44,7 @@ class Method:
         reference_compat: Reproduce the released denoising loop, defects included.
     """
 
+    cache: str = "features"
     cache_interval: CacheInterval = 1
     cache_layer_id: int = 0
     cache_block_id: int = 1
@@ -47,6 +53,7 @@ class Method:
     pow: float | None = None
     reference_compat: bool = False
 
+    _caches: ClassVar[tuple[str, ...]] = ("features", "forecast")
     # What the released code can be asked for; everything else keeps its default there.
     _released_fields: ClassVar[frozenset[str]] = frozenset(
         {
@@ -65,12 +72,15 @@ class Method:
     )
 
     def __post_init__(self) -> None:
+        check_choice(self, "cache", self._caches)
         if not (is_one_of(self.cache_interval, "nonuniform") or is_int(self.cache_interval, 1)):
             fail(self, "cache_interval", 'an int >= 1 or "nonuniform"')
         for name in ("cache_layer_id", "cache_block_id"):
             if not is_int(getattr(self, name), 0):
                 fail(self, name, "an int >= 0")
         check_bool(self, "uniform", "reference_compat")
+        if self.cache != "features" and not self.uniform:
+            fail(self, "uniform", f"True with cache={self.cache!r}")
         self._check_center()
         plain_numbers(self)
         if self.reference_compat:
@@ -115,6 +125,8 @@ class Composite(Method):
     """
 
     masks: Mapping[str, Any] | None = None
+
+    _caches: ClassVar[tuple[str, ...]] = ("features", "forecast", "relay")
 
     def __post_init__(self) -> None:
         check_masks(self)
@@ -184,6 +196,8 @@ class CMLoRA(Method):
     dominant_full: str = "schedule"
     low_frequency: tuple[str, ...] | None = None
     masks: Mapping[str, Any] | None = None
+
+    _caches: ClassVar[tuple[str, ...]] = ("features", "forecast", "relay")
 
     def __post_init__(self) -> None:
         check_choice(self, "variant", ("offline", "online", "async"))

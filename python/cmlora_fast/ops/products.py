@@ -21,7 +21,7 @@ from torch.autograd.function import once_differentiable
 from ._check import DTYPES
 from .backends import pick
 from .im2col import col2im, im2col
-from .tensors import is_dense
+from .tensors import DENSE
 
 __all__ = [
     "conv2d",
@@ -70,9 +70,9 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 def takes_product(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
     """Whether ``product`` computes these, and a gradient is wanted of ``x`` at most."""
-    if not (_ONEDNN and weight.dtype is x.dtype and is_dense(weight) and is_dense(bias)):
+    if not (_ONEDNN and weight.dtype is x.dtype and type(weight) in DENSE and weight.is_cpu):
         return False
-    return fast_on_cpu(x, weight, bias)
+    return (bias is None or type(bias) in DENSE) and fast_on_cpu(x, weight, bias)
 
 
 def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:

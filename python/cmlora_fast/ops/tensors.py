@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import Parameter
 
 __all__ = [
+    "DENSE",
     "accumulator",
     "fingerprint",
     "is_dense",
@@ -26,9 +27,12 @@ __all__ = [
 ]
 
 
+DENSE = (Tensor, Parameter)  # what is no subclass, which may be packed
+
+
 def is_dense(tensor: Tensor | None) -> bool:
     """A tensor of numbers where its memory is, neither packed nor elsewhere; or none."""
-    return tensor is None or (type(tensor) in (Tensor, Parameter) and not tensor.is_meta)
+    return tensor is None or (type(tensor) in DENSE and not tensor.is_meta)
 
 
 def is_real(value: object) -> bool:

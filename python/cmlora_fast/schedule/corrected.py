@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 
 from ..methods import CMLoRA, Composite, Merge, Method, Switch
+from .forecast import with_forecasts
 from .refresh import refresh_steps, reuses
 from .released import plan_released
 from .stepplan import Choice, Measure, Plan, StepPlan, last_only, shares, singles
@@ -38,6 +39,10 @@ def plan(method: Method, adapters: Sequence[str], timesteps: int, *, guided: boo
     Raises:
         ValueError: ``center`` and ``pow`` give no schedule, or released behaviour is undefined.
     """
+    return with_forecasts(method, _plan(method, adapters, timesteps, guided))
+
+
+def _plan(method: Method, adapters: Sequence[str], timesteps: int, guided: bool) -> Plan:
     if not adapters or isinstance(method, Merge):
         return _merge(method, tuple(adapters), timesteps)
     if isinstance(method, Switch):
@@ -64,6 +69,8 @@ def text_adapters(method: Method, adapters: Sequence[str]) -> tuple[str, ...] | 
 
 def follows_steps(method: Method, adapters: Sequence[str]) -> bool:
     """Whether it matters to what a step does which one of how many it is."""
+    if method.cache == "forecast" or (method.cache == "relay" and len(adapters) > 1):
+        return True
     return reuses(method) or (isinstance(method, Switch | CMLoRA) and len(adapters) > 1)
 
 

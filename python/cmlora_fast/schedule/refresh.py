@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ..methods import Method
+from .forecast import real_steps
 
 __all__ = ["refresh_steps", "reuses"]
 
@@ -17,16 +18,22 @@ def reuses(method: Method) -> bool:
 
     The released gate is ``cache_interval > 1``, and its "nonuniform" is the number 0.
     """
+    if method.cache != "features":
+        return False
     released_gate = method.reference_compat and method.cache_interval == "nonuniform"
     return method.cache_interval != 1 and not released_gate
 
 
 def refresh_steps(method: Method, T: int) -> frozenset[int]:
-    """Steps of a run of T steps at which cached features are refreshed; always contains 0.
+    """Steps of a run of T steps at which what is kept is made anew; always contains 0.
 
     Raises:
         ValueError: ``center`` and ``pow`` give no schedule.
     """
+    if method.cache == "relay":
+        return frozenset(range(T))
+    if method.cache == "forecast":
+        return real_steps(method, T)
     k = method.cache_interval
     if k == "nonuniform":
         ends = [0, *(int(fraction * T) for fraction in BREAKS), T]

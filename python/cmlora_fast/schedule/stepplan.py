@@ -29,6 +29,7 @@ class StepPlan:
     """One step: the adapter subsets that run, and what to do when early and when late.
 
     ``groups`` are indices into ``Plan.subsets``. ``late`` is None where the step has no choice.
+    ``real`` says which of them the UNet runs for, None: all; the others are forecast.
     ``stage`` is the stage if the step number fixes it, None if there are none or an image decides;
     ``decides`` says whether the stage may change at this step.
     """
@@ -38,6 +39,7 @@ class StepPlan:
     late: Choice | None = None
     stage: bool | None = None
     decides: bool = False
+    real: tuple[bool, ...] | None = None
 
 
 @dataclass(frozen=True)

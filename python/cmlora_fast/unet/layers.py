@@ -121,7 +121,7 @@ def _hook(
         if name is None:
             return original(x)
         weights = state.weights.get(name)
-        return module.base_layer(x) if weights is None else weights(x, rows.of_samples(len(x)))
+        return module.base_layer(x) if weights is None else weights(x, rows.of_samples(x.shape[0]))
 
     def forward(*args, **kwargs):
         rows = state.rows

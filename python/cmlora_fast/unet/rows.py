@@ -70,14 +70,14 @@ class RowTable:
         return len(self.sample)
 
     def __getitem__(self, rows: slice) -> RowTable:
-        """Some of the rows, without their shares."""
         start, stop, _ = rows.indices(len(self))
         if isinstance(self.deep, RowTable):
             raise AssertionError("the host cannot tell which of the deep rows lie in a chunk")
         deep = tuple(row - start for row in self.deep if start <= row < stop)
-        return self._only(range(start, stop), deep)
+        return self.only(range(start, stop), deep)
 
-    def _only(self, rows: Sequence[int], deep: tuple[int, ...]) -> RowTable:
+    def only(self, rows: Sequence[int], deep: tuple[int, ...]) -> RowTable:
+        """Some of the rows, of which ``deep`` are; without their shares."""
         columns = {
             name: tuple(getattr(self, name)[row] for row in rows)
             for name in ("sample", "subset", "text", "slot")
@@ -99,7 +99,7 @@ class RowTable:
             return self.deep
         if len(self.deep) == len(self):
             return self
-        return self._only(self.deep, tuple(range(len(self.deep))))
+        return self.only(self.deep, tuple(range(len(self.deep))))
 
     @cached_property
     def by_sample(self) -> tuple[tuple[int, ...], ...]:
