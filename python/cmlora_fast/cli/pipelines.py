@@ -32,7 +32,7 @@ DTYPES = ("auto", "float32", "float16", "bfloat16")
 CHECKPOINTS = (".safetensors", ".ckpt")
 # Name -> diffusers class and what its configuration changes.
 SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
-    "ddim": ("DDIMScheduler", {}),
+    "ddim": ("DDIMScheduler", {"clip_sample": False, "set_alpha_to_one": False}),  # of latents
     "pndm": ("PNDMScheduler", {"skip_prk_steps": True}),
     "euler": ("EulerDiscreteScheduler", {}),
     "euler-a": ("EulerAncestralDiscreteScheduler", {}),

@@ -3,16 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import Any
 
 import cmlora_fast as cf
 
+from ..schedule import plan
 from .jobs import Adapter, Generation, Job, digest
 from .lora_info import LoraEntry
 from .testbeds import Testbed
 
-__all__ = ["Candidate", "Sample", "clora_for", "jobs_of", "make_samples", "uncached"]
+__all__ = [
+    "Candidate",
+    "Sample",
+    "clora_for",
+    "fewer_steps",
+    "jobs_of",
+    "make_samples",
+    "uncached",
+    "without_cache",
+]
 
 STYLE = "style"  # the category that changes all of the image
 
@@ -21,12 +31,13 @@ STYLE = "style"  # the category that changes all of the image
 class Candidate:
     """A method under a label, or a function that makes it for a combination.
 
-    ``loras=False`` is the base model, which sees the prompt alone.
+    ``loras=False`` is the base model, which sees the prompt alone. ``steps``: None, as all others.
     """
 
     label: str
     method: Any = None
     loras: bool = True
+    steps: int | None = None
 
 
 @dataclass(frozen=True)
@@ -76,8 +87,9 @@ def make_samples(
             method = candidate.method
             if callable(method):
                 method = method(combination)
+            how = replace(generation, steps=candidate.steps or generation.steps)
             for seed in seeds:
-                job = Job(generation, prompt, given, method, seed)
+                job = Job(how, prompt, given, method, seed)
                 samples.append(
                     Sample(
                         candidate.label,
@@ -102,12 +114,28 @@ def clora_for(method: cf.CLoRA, combination: Sequence[LoraEntry]) -> cf.CLoRA:
 
 
 def uncached(job: Job) -> Job | None:
-    """The same image with ``cache_interval=1``; None where nothing is cached."""
-    names = {f.name for f in fields(job.method)} if job.method is not None else set()
-    if not job.adapters or "cache_interval" not in names or job.method.cache_interval == 1:
-        return None
-    plain = {"cache_interval": 1, "uniform": True, "center": None, "pow": None}
-    return replace(job, method=replace(job.method, **plain))
+    """The same image with nothing kept from step to step; None where that is so."""
+    method = without_cache(job.method) if job.adapters else job.method
+    return None if method == job.method else replace(job, method=method)
+
+
+def without_cache(method: Any) -> Any:
+    """The method with every row whole at every step; one that keeps nothing as it is."""
+    names = {f.name for f in fields(method)} if is_dataclass(method) else set()
+    if "cache_interval" not in names:
+        return method
+    plain = {"cache": "features", "cache_interval": 1, "uniform": True, "center": None, "pow": None}
+    return replace(method, **plain)
+
+
+def fewer_steps(method: Any, adapters: Sequence[str], steps: int, shallow: float) -> int:
+    """Steps without a cache that cost what ``steps`` with the method's cost, at least one.
+
+    Args:
+        shallow: Share of a whole UNet call that one from the cache costs.
+    """
+    plain = plan(without_cache(method), adapters, steps).work(1.0)
+    return max(1, round(steps * plan(method, adapters, steps).work(shallow) / plain))
 
 
 def jobs_of(samples: Sequence[Sample]) -> list[Job]:

@@ -68,6 +68,18 @@ class Plan:
     measure: Measure | None = None
     max_age: int | None = None
 
+    def work(self, shallow: float) -> float:
+        """UNet calls of one sample that a run takes, of which one from the cache is ``shallow``.
+
+        Of images that are early wherever they decide; caches of any age.
+        """
+        total = 0.0
+        for step in self.steps:
+            real = step.real or (True,) * len(step.groups)
+            for runs, fresh in zip(real, step.early.refresh, strict=True):
+                total += runs * (1.0 if fresh else shallow)
+        return total
+
 
 def singles(names: Sequence[str]) -> tuple[tuple[str, ...], ...]:
     return tuple((name,) for name in names)

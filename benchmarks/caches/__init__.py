@@ -1,0 +1,1 @@
+"""Which cache: features, forecast or relay, beside fewer steps at the same cost."""
