@@ -4,9 +4,9 @@ import cmlora_fast as cf
 import pytest
 import torch
 
-from ..guest.test_runs import Loop
 from ..support import adapters, helpers, recording
 from ..support.helpers import call, relative
+from ..support.sampling import Loop
 from ..support.snapshot import assert_equal, snapshot
 
 RUN = 1e-4

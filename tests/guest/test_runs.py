@@ -9,9 +9,9 @@ import torch
 
 from ..support import adapters, recording
 from ..support.helpers import call, relative
+from ..support.sampling import NEW, Loop
 
 RUN = 1e-4
-NEW = ("other words", "cpu", 1, True, "bad")
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 METHODS = [None, cf.Switch(switch_step=2), cf.Composite(), cf.CMLoRA(variant="offline")]
 MEASURED = cf.CMLoRA(variant="online")
@@ -77,35 +77,6 @@ def test_a_call_after_one_that_failed_is_a_new_one(pipe):
     got = call(pipe, num_inference_steps=4)
     assert len(cf.summary(pipe).steps) == 4
     assert relative(got, call(pipe, num_inference_steps=4)) == 0
-
-
-class Loop:
-    """Sampling as users write it: guidance in one UNet call or in two, with or without a step."""
-
-    def __init__(self, pipe, images=1):
-        positive, negative = pipe.encode_prompt(*NEW)
-        self.pipe, self.images = pipe, images
-        self.text = [t.expand(images, -1, -1) for t in (negative, positive)]
-
-    def run(self, steps=8, *, apart, answers=True):
-        scheduler, draw = self.pipe.scheduler, torch.Generator().manual_seed(0)
-        scheduler.set_timesteps(steps)
-        x = torch.randn(self.images, 4, 16, 16, generator=draw)
-        for t in scheduler.timesteps:
-            u, c = self.predict(x, t, apart)
-            if answers:
-                x = scheduler.step(u + 4 * (c - u), t, x).prev_sample
-            else:
-                x = x - 0.1 * (u + 4 * (c - u))
-        return x
-
-    @torch.no_grad()
-    def predict(self, x, t, apart):
-        unet = self.pipe.unet
-        if apart:
-            return [unet(x, t, encoder_hidden_states=text).sample for text in self.text]
-        both = unet(torch.cat([x, x]), t, encoder_hidden_states=torch.cat(self.text))
-        return both.sample.chunk(2)
 
 
 CACHED = [cf.Merge(cache_interval=3), cf.CMLoRA(variant="offline"), cf.Composite(cache_interval=2)]
