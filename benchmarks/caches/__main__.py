@@ -21,10 +21,10 @@ from statistics import fmean
 from typing import Any
 
 import cmlora_fast as cf
+import diffusers
 import torch
 from cmlora_fast import eval as lab
 from cmlora_fast import testbed
-from cmlora_fast.cli.pipelines import EMBEDDED_THREADS, set_scheduler
 from cmlora_fast.eval.macs import macs_per_sample
 from cmlora_fast.eval.paint import rows_of
 from cmlora_fast.eval.samples import fewer_steps, without_cache
@@ -35,7 +35,12 @@ from cmlora_fast.report import document, progress, provenance
 from .page import write_page
 
 RESULTS = Path(__file__).resolve().parents[1] / "results" / "caches.json"
-SCHEDULERS = ("ddim", "euler", "dpm++", "euler-a")
+SCHEDULERS: dict[str, tuple[Any, dict[str, Any]]] = {
+    "ddim": (diffusers.DDIMScheduler, {"clip_sample": False, "set_alpha_to_one": False}),
+    "euler": (diffusers.EulerDiscreteScheduler, {}),
+    "dpm++": (diffusers.DPMSolverMultistepScheduler, {"algorithm_type": "dpmsolver++"}),
+    "euler-a": (diffusers.EulerAncestralDiscreteScheduler, {}),
+}
 STEPS = (12, 20, 30, 50)
 COUNTS = (1, 3, 5)
 COMBINATIONS, SEEDS = 2, 3  # of each number of adapters; of each combination, in one call
@@ -83,7 +88,8 @@ class Painter:
         self.pipe, self.style = testbed.load_pipeline(), style
         testbed.load_loras(self.pipe, style=style)
         self.pipe.set_progress_bar_config(disable=True)
-        set_scheduler(self.pipe, scheduler)
+        made, changes = SCHEDULERS[scheduler]
+        self.pipe.scheduler = made.from_config(self.pipe.scheduler.config, **changes)
         self.scorer = testbed.Scorer()
         self._known: dict[tuple, Painted] = {}
 
@@ -186,7 +192,7 @@ def main() -> None:
         parts = [(s, int(T)) for s, T in asked]
     known = json.loads(arguments.out.read_text())["cells"] if arguments.out.exists() else []
     cells = [c for c in known if (c["scheduler"], c["steps"]) not in parts]
-    torch.set_num_threads(EMBEDDED_THREADS)
+    torch.set_num_threads(1)  # its layers are too small to share
     warnings.simplefilter("ignore")
     total = len(parts) * sum(len(ENTRIES) if N > 1 else 3 for N in COUNTS)
     with progress(total, "entries") as advance:
