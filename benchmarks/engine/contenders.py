@@ -50,11 +50,17 @@ CONTENDERS = {
     "merge": Contender(
         f"cmlora_fast Merge, interval {INTERVAL}", ("deepcache", "peft"), True, uncached="lossless"
     ),
+    "forecast": Contender(
+        "cmlora_fast Merge, forecast", ("lossless", "deepcache", "peft"), uncached="lossless"
+    ),
     "switch": Contender("cmlora_fast Switch", ("peft_one",)),
     "composite_loop": Contender("sequential Composite", ("peft_one",)),
     "composite": Contender("cmlora_fast Composite", ("composite_loop",), True),
     "composite_pairs": Contender(
         "Composite, two rows at a time", ("composite_loop",), True, max_rows=PAIR
+    ),
+    "composite_relay": Contender(
+        "Composite, relay", ("composite", "composite_loop", "peft_one"), uncached="composite"
     ),
     "cmlora_loop": Contender("sequential CMLoRA", ("composite_loop",), uncached="cmlora_uncached"),
     "cmlora": Contender(
@@ -70,16 +76,22 @@ CONTENDERS = {
         uncached="cmlora_uncached",
         max_rows=PAIR,
     ),
+    "cmlora_relay": Contender(
+        "CMLoRA, relay", ("composite", "composite_loop", "peft_one"), uncached="cmlora_uncached"
+    ),
 }
 OURS = {
     "lossless": None,
     "lossless_delta": None,
     "merge": cf.Merge(cache_interval=INTERVAL),
+    "forecast": cf.Merge(cache="forecast"),
     "switch": cf.Switch(),
     "composite": cf.Composite(),
     "composite_pairs": cf.Composite(),
+    "composite_relay": cf.Composite(cache="relay"),
     "cmlora": cf.CMLoRA(),
     "cmlora_pairs": cf.CMLoRA(),
+    "cmlora_relay": cf.CMLoRA(cache="relay"),
     "cmlora_uncached": cf.CMLoRA(cache_interval=1),
 }
 

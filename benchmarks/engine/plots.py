@@ -23,14 +23,14 @@ OTHERS, OURS = "--", "-"  # line styles
 RIVALS = (  # a baseline and ours in one colour
     ("peft", "lossless"),
     ("peft_one", "lossless_delta"),
-    ("deepcache", "merge"),
+    ("deepcache", "merge", "forecast"),
     ("plain", "switch"),
-    ("composite_loop", "composite", "composite_pairs"),
-    ("cmlora_loop", "cmlora", "cmlora_pairs"),
+    ("composite_loop", "composite", "composite_pairs", "composite_relay"),
+    ("cmlora_loop", "cmlora", "cmlora_pairs", "cmlora_relay"),
 )
 COLOURS = {name: f"C{i}" for i, rivals in enumerate(RIVALS) for name in rivals}
 BASELINES = {rivals[0] for rivals in RIVALS}
-MARKERS = {name: "osv"[i] for rivals in RIVALS for i, name in enumerate(rivals)}
+MARKERS = {name: "osvD"[i] for rivals in RIVALS for i, name in enumerate(rivals)}
 
 
 def time_against_adapters(rows: Sequence[dict[str, Any]], caption: str, path: Path) -> None:

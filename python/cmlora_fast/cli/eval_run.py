@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import cmlora_fast as cf
 from cmlora_fast import eval as lab
 from cmlora_fast.adapters.fit import check_lora
 from cmlora_fast.eval.judge import Judge, judge_all
@@ -44,12 +46,17 @@ def run(request: EvalRequest) -> dict[str, Any]:
     judge = make_judge(request, len(candidates))
     pipe, generation = load_generation(request.filled(_preset(request)), testbed.negative_prompt)
     add_loras(pipe, specs, files)
+    if request.controls:
+        names = [entry.id for entry in combinations[0]]
+        shallow_of = functools.partial(lab.shallow_share, pipe.unet, *_size(pipe, generation))
+        candidates = lab.with_controls(candidates, names, generation.steps, shallow_of)
     wants = frozenset().union(*(scorer.wants for scorer in scorers))
     seeds = range(request.seed, request.seed + request.seeds)
     samples = lab.make_samples(testbed, combinations, seeds, candidates, generation, wants)
     how = {"by_combination": request.by_combination, "tie": request.tie, **request.engine}
     with progress(len(lab.jobs_of(samples)), "images") as advance:
         results = lab.evaluate(pipe, samples, scorers, request.out, advance, **how)
+    _add_costs(results["methods"], pipe, candidates, generation)
     if judge is not None:
         results["judge"] = _judge(judge, samples, request)
     return document(
@@ -84,6 +91,32 @@ def _judge(judge: Judge, samples: list[lab.Sample], request: EvalRequest) -> dic
     pairs = sum(sample.candidate != samples[0].candidate for sample in samples)
     with progress(pairs, "judging") as advance:
         return judge_all(judge, samples, lab.ImageStore(request.out), advance, request.tie)
+
+
+def _size(pipe: Any, generation: lab.Generation) -> tuple[int, int]:
+    """Height and width for ``shallow_share``, whose latents are an eighth of them."""
+    sides = (generation.height, generation.width)
+    latents = [side // pipe.vae_scale_factor if side else None for side in sides]
+    return tuple(8 * (side or pipe.unet.config.sample_size) for side in latents)
+
+
+def _add_costs(
+    methods: dict[str, Any],
+    pipe: Any,
+    candidates: list[lab.Candidate],
+    generation: lab.Generation,
+) -> None:
+    """``cost``: UNet calls, in images of one LoRA at the run's steps, where they are known."""
+    parts = 2 if generation.guidance_scale > 1 else 1
+    for candidate in candidates:
+        found, method = methods[candidate.label], candidate.method
+        full, shallow = found["full_rows"], found["shallow_rows"]
+        share = 0.0
+        if shallow:
+            share = lab.shallow_share(pipe.unet, *_size(pipe, generation), method)
+        known = share is not None and not isinstance(method, cf.CLoRA) and not callable(method)
+        cost = (full + (share or 0.0) * shallow) / (parts * generation.steps)
+        found["cost"] = cost if known else None
 
 
 def _candidates(request: EvalRequest) -> list[lab.Candidate]:

@@ -170,6 +170,13 @@ class EvalRequest(Scored):
         ),
     ] = None
     seeds: Annotated[int, option("Seeds per combination and method.", min=1)] = 1
+    controls: Annotated[
+        bool,
+        option(
+            "Beside every method with a cache, the same without at so many steps as cost the same.",
+            "--controls/--no-controls",
+        ),
+    ] = True
     methods: Annotated[
         str,
         option(

@@ -4,6 +4,7 @@ Imports the public API only. The command line over it: ``cmlora eval``, ``grid``
 """
 
 from .combinations import generate_combinations, sample
+from .controls import shallow_share, with_controls
 from .jobs import Adapter, Generation, Job, model_digest
 from .lora_info import LoraEntry, read_lora_info
 from .paint import Painted
@@ -33,4 +34,6 @@ __all__ = [
     "model_digest",
     "read_lora_info",
     "sample",
+    "shallow_share",
+    "with_controls",
 ]

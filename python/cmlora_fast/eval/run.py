@@ -119,11 +119,13 @@ def summarise(
     methods = {}
     for label, columns in table.items():
         mine = [(s, f) for s, f in zip(samples, scores, strict=True) if s.candidate == label]
-        seconds = [store.record(s.job)["seconds"] for s, _ in mine]
+        records = [store.record(s.job) for s, _ in mine]
         methods[label] = {
             **{name: fmean(column.values()) for name, column in columns.items()},
             "concept_recall": _recall(mine),
-            "seconds_per_image": median(seconds),
+            "seconds_per_image": median(record["seconds"] for record in records),
+            "full_rows": fmean(record["full_rows"] for record in records),
+            "shallow_rows": fmean(record["shallow_rows"] for record in records),
             "images": len(mine),
             "intervals": {
                 name: interval(grouped(column, groups)) for name, column in columns.items()

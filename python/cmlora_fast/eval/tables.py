@@ -51,12 +51,14 @@ def write_csv(table: Sequence[dict[str, Any]], path: Path) -> None:
 def method_table(results: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
     """Columns and cells of the table of methods: mean [interval]."""
     names = list(dict.fromkeys(n for m in results["methods"].values() for n in m["intervals"]))
-    columns = ["method", *names, "seconds per image", "images"]
+    columns = ["method", *names, "cost", "seconds per image", "images"]
     cells = []
     for label, method in results["methods"].items():
         means = [_mean(method.get(name), method["intervals"].get(name)) for name in names]
         seconds = f"{method['seconds_per_image']:.2f}"
-        cells.append([label, *means, seconds, str(method["images"])])
+        cost = method.get("cost")
+        told = "–" if cost is None else f"{cost:.2f}"
+        cells.append([label, *means, told, seconds, str(method["images"])])
     return columns, cells
 
 
@@ -108,6 +110,7 @@ def markdown(title: str, facts: dict[str, Any], results: dict[str, Any]) -> str:
     lines += [
         "",
         "In brackets: 95 % bootstrap intervals. An interval that holds 0 decides nothing.",
+        "Cost: UNet calls counted, in images of one LoRA; where steps are fewer, of all steps.",
         "Seconds: median over the images, model loading aside.",
     ]
     return "\n".join(lines) + "\n"
