@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import time
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -73,12 +72,11 @@ ENTRIES = (
 @dataclass(frozen=True)
 class Painted:
     """The images of a combination: final latents (SEEDS, C, H, W), share of the concepts that each
-    shows, rows that ran whole and shallow, seconds; both of one image."""
+    shows; rows of one image that ran whole and shallow."""
 
     latents: torch.Tensor
     shows: list[float]
     rows: tuple[float, float]
-    seconds: float
 
 
 class Painter:
@@ -108,7 +106,6 @@ class Painter:
             return tensors
 
         with cf.accelerate(pipe, method):
-            started = time.perf_counter()
             images = pipe(
                 testbed.prompt(names, self.style),
                 negative_prompt=testbed.NEGATIVE_PROMPT,
@@ -118,11 +115,11 @@ class Painter:
                 generator=[torch.Generator().manual_seed(seed) for seed in range(SEEDS)],
                 callback_on_step_end=keep,
             ).images
-            seconds, ran = time.perf_counter() - started, rows_of(cf.summary(pipe))
+            ran = rows_of(cf.summary(pipe))
         found = self.scorer.score(images, self.style)
         shows = [fmean(told[name] > PRESENT for name in names) for told in found]
         rows = ran["full_rows"] / SEEDS, ran["shallow_rows"] / SEEDS
-        return Painted(kept[0], shows, rows, seconds / SEEDS)
+        return Painted(kept[0], shows, rows)
 
 
 def measure(scheduler: str, steps: int, advance: Any) -> Iterator[dict[str, Any]]:
@@ -167,12 +164,10 @@ def _summed(
     return {
         "deviation": fmean(deviations),
         "deviation_interval": interval(deviations),
-        "deviations": deviations,
+        "deviations": [round(deviation, 5) for deviation in deviations],
         "cost": fmean(costs),
         "recall": fmean(share for got, _ in images for share in got.shows),
         "recall_uncached": fmean(share for _, twin in images for share in twin.shows),
-        "seconds": min(got.seconds for got, _ in images),
-        "seconds_uncached": min(twin.seconds for _, twin in images),
         "images": len(deviations),
     }
 
@@ -200,7 +195,7 @@ def main() -> None:
             cells += measure(scheduler, steps, advance)
             given = {"combinations": COMBINATIONS, "seeds": SEEDS, "guidance_scale": GUIDANCE}
             report = document("caches", given, **provenance(), cells=cells)
-            arguments.out.write_text(json.dumps(report, indent=1) + "\n")
+            arguments.out.write_text(json.dumps(report) + "\n")
 
 
 if __name__ == "__main__":

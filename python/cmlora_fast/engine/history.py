@@ -29,7 +29,7 @@ class Rule:
     farthest: float
 
 
-# As measured on the embedded testbed, see docs/forecast.md.
+# As measured on the embedded testbed, see docs/caches.md.
 RULES = {
     "forecast": Rule(lambda level: level.log_snr, 0.5),
     "relay": Rule(lambda level: level.sigma, 1.0),
