@@ -1,4 +1,4 @@
-"""The hooks at a pipeline's border: its UNet, its scheduler and encode_prompt."""
+"""The hooks at a pipeline's border: its UNet, its ControlNet, its scheduler and encode_prompt."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from ..hooks import Hook, Patches
+from ..hooks import Hook, Patches, runs_own_forward
 
 __all__ = ["Border", "unet_of"]
 
@@ -18,8 +18,8 @@ __all__ = ["Border", "unet_of"]
 class Border:
     """Calls ``owner`` where a pipeline starts a call, runs its UNet and steps its scheduler.
 
-    ``owner`` has ``encode(encode)``, ``new_schedule()``, ``unet_call(plain, args, kwargs)``,
-    ``take_correction()`` and ``after_step(latents)``.
+    ``owner`` has ``encode(encode)``, ``new_schedule()``, ``control_call(call)``,
+    ``unet_call(plain, args, kwargs)``, ``take_correction()`` and ``after_step(latents)``.
     Every hook is an instance attribute and keeps the signature of what it shadows: pipelines ask
     for it to find out whether a scheduler takes ``eta`` and ``generator``.
     """
@@ -46,8 +46,7 @@ class Border:
     def attach(self) -> None:
         """Hook the pipeline, its UNet and its scheduler as they are."""
         pipe, unet = self.pipe, unet_of(self.pipe)
-        # accelerate's offloading moves the weights and then calls _old_forward: hook beneath it.
-        name = "_old_forward" if "_old_forward" in unet.__dict__ else "forward"
+        name = _forward_of(unet)
         forward = getattr(unet, name)
         other = getattr(forward, "border", None)
         if other is not None and other.pipe is not None and not forward.gone:
@@ -65,6 +64,10 @@ class Border:
                 hook = _shadow(getattr(pipe, name), self._encode_prompt)
                 self._patches.set(pipe, name, hook)
                 break
+        control = getattr(pipe, "controlnet", None)
+        if control is not None and runs_own_forward(control):  # another's is always run
+            name = _forward_of(control)
+            self._patches.set(control, name, _shadow(getattr(control, name), self._control_forward))
         self.follow_scheduler()
 
     def detach(self) -> None:
@@ -119,6 +122,9 @@ class Border:
     def _unet_forward(self, original: Callable, *args, **kwargs):
         return self._owner.unet_call(original, args, kwargs)
 
+    def _control_forward(self, original: Callable, *args, **kwargs):
+        return self._owner.control_call(functools.partial(original, *args, **kwargs))
+
     def _encode_prompt(self, original: Callable, *args, **kwargs):
         return self._owner.encode(functools.partial(original, *args, **kwargs))
 
@@ -147,6 +153,11 @@ class Border:
 def unet_of(pipe: Any) -> Any:
     """The pipeline's UNet; of one that torch.compile wraps, what it wraps."""
     return getattr(pipe.unet, "_orig_mod", pipe.unet)
+
+
+def _forward_of(model: nn.Module) -> str:
+    """Accelerate's offloading moves the weights and calls _old_forward: hooks go beneath it."""
+    return "_old_forward" if "_old_forward" in model.__dict__ else "forward"
 
 
 def _shadow(original: Callable, replacement: Callable) -> Hook:

@@ -82,6 +82,10 @@ class Callers:
         """Whether the call in progress, if any, may be this thread's."""
         return self._now is None or self._now.is_here or self._now.code is None
 
+    def are_inside(self) -> bool:
+        """Whether this thread is in the pipeline's call that is in progress."""
+        return self._now is not None and self._now.is_here and self._now.is_inside()
+
     def have_left(self) -> bool:
         """Whether the call in progress was this thread's and has ended: something was raised."""
         now = self._now

@@ -16,24 +16,19 @@ from torch.utils._pytree import tree_map_only
 
 from ..adapters import LoadedAdapters, read_adapters
 from ..adapters.text import TextAdapters
-from ..methods import CLoRA
 from ..ops.backends import using
 from ..ops.tensors import memory_in_use, on_gpu, plain_tensors
 from ..unet.executor import Executor
 from ..unet.inputs import UNetInputs, read_call
 from .border import Border, unet_of
 from .caller import Callers
-from .contrast import ContrastRun
 from .devicewalk import DeviceWalks
-from .forecast import ForecastRun
-from .planned import PlannedRun
+from .kinds import run_of
 from .run import Call, Clock, Run
 from .settings import Settings
 from .summary import Summary
 
 __all__ = ["Engine", "Phase"]
-
-RUNS: dict[type, type[Run]] = {CLoRA: ContrastRun}  # of the other methods: PlannedRun
 
 
 class Phase(Enum):
@@ -105,7 +100,7 @@ class Engine:
                 adapters = read_adapters(unet)
             else:
                 adapters = executor.watch.adapters()
-            _kind(settings).check(settings, unet, adapters)
+            run_of(settings).check(settings, unet, adapters)
             return adapters
 
     # --- called from the border ---------------------------------------------------------------
@@ -143,11 +138,17 @@ class Engine:
             self._look_back()
             if self._busy and self._callers.is_elsewhere(self.settings.method is None):
                 return plain(*args, **kwargs)
-            if _kind(self.settings).gradients and torch.is_inference_mode_enabled():
+            if run_of(self.settings).gradients and torch.is_inference_mode_enabled():
                 with plain_tensors():
                     args, kwargs = tree_map_only(Tensor, Tensor.clone, (args, kwargs))
                     return self._step(plain, args, kwargs)
             return self._step(plain, args, kwargs)
+
+    def control_call(self, call: functools.partial) -> Any:
+        """One call of the pipeline's ControlNet, before that of the UNet."""
+        with self.lock:
+            ours = self.phase is Phase.RUNNING and self._callers.are_inside()
+            return self._run.control(call) if ours else call()
 
     def take_correction(self) -> Tensor | None:
         """What this step adds to the scheduler's sample; None most of the time."""
@@ -217,7 +218,7 @@ class Engine:
     def _made_run(self) -> Run:
         self._adapters = self.check(self.settings)
         parts = self._border, self._executor, self._adapters, self.settings
-        return _kind(self.settings)(Call(*parts, self._walks, self._texts))
+        return run_of(self.settings)(Call(*parts, self._walks, self._texts))
 
     def _begin(self, inputs: UNetInputs) -> None:
         """At the first UNet call the pipeline knows its own number of steps."""
@@ -289,10 +290,3 @@ class Engine:
         self._border.detach()
         self._executor = Executor(unet_of(self._border.pipe))
         self._border.attach()
-
-
-def _kind(settings: Settings) -> type[Run]:
-    """What runs the method."""
-    if getattr(settings.planned, "cache", "features") != "features":
-        return ForecastRun
-    return RUNS.get(type(settings.method), PlannedRun)

@@ -56,6 +56,12 @@ class History:
     def knows(self, cell: Cell) -> bool:
         return len(self._times.get(cell, ())) == 2
 
+    @property
+    def complete(self) -> bool:
+        """Whether every sample of every line is known."""
+        lines, batch = self.shape[:2]
+        return sum(map(self.knows, self._times)) == lines * batch
+
     def take(self, cells: Sequence[Cell], clean: Tensor, time: float) -> None:
         """``clean`` (cells, C, H, W) is what these have come to."""
         last, before = self._points

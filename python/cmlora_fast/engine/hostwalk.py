@@ -153,6 +153,11 @@ class HostWalk:
         )
         return table, owners
 
+    def rests(self, call: int) -> bool:
+        """Whether no row of a call is real."""
+        real = (plan.steps[self.step(call)].real for plan in self.plans)
+        return all(rows is not None and not any(rows) for rows in real)
+
     def real_rows(self, call: int, table: RowTable, images: int) -> tuple[int, ...]:
         """Rows of a call's table that the UNet runs; the others are forecast."""
         wanted = []

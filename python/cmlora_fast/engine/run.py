@@ -178,6 +178,10 @@ class Run:
         clock.calls = max(clock.calls, min(later, clock.expected - 1))
         self.unanswered()
 
+    def control(self, call: functools.partial) -> Any:
+        """What the ControlNet answers, before ``step``."""
+        return call()
+
     def unanswered(self) -> None:
         """A step is over of which no scheduler has told."""
 
