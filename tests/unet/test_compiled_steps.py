@@ -77,19 +77,33 @@ def test_deltas():
     assert summary.graphs["replayed"] == 2 and graphs() == (1, 0)
 
 
+def fails(function, **options):
+    def compiled(inputs):
+        raise RuntimeError("no compiler\nin this path")
+
+    return compiled
+
+
+def test_on_a_gpu_what_cannot_be_compiled_is_recorded_as_it_is(monkeypatch):
+    pipe = three()
+    inputs = random_inputs(pipe, steps=8)
+    monkeypatch.setattr(torch, "compile", fails)
+    recording.pretend(monkeypatch)
+    want, recorded = ran(pipe, inputs, METHOD, weights="fold", backend="torch")
+    got, summary = ran(pipe, inputs, METHOD, weights="fold", backend="torch", graphs="compile")
+    assert torch.equal(got, want)
+    told = summary.graphs
+    assert told["used"] and told["recorded"] > 1
+    assert all(told[name] == recorded.graphs[name] for name in ("recorded", "replayed"))
+    assert told["reason"] == "steps are recorded; compiling failed: no compiler"
+
+
 def test_reasons(monkeypatch):
     pipe = three()
     inputs = random_inputs(pipe, steps=3)
     want, _ = ran(pipe, inputs, None)
     _, summary = ran(pipe, inputs, "composite", graphs="compile", max_rows=2)
     assert summary.graphs["reason"] == "max_rows cuts steps into chunks"
-
-    def fails(function, **options):
-        def compiled(inputs):
-            raise RuntimeError("no compiler\nin this path")
-
-        return compiled
-
     monkeypatch.setattr(torch, "compile", fails)
     got, summary = ran(pipe, inputs, None, graphs="compile")
     assert relative(got, want) < ROUNDING

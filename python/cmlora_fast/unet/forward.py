@@ -164,8 +164,9 @@ class Denoiser:
             embedding = inputs.of_rows(rows).time_embedding(self.unet)
         else:
             embedding = rows.spread(embedding, inputs.batch)
-        hidden, *skips = rows.spread([shared.hidden, *shared.skips], inputs.batch)
-        flow = _Flow(self.state, inputs, rows, hidden, embedding, skips)
+        left = rows.spread([shared.hidden, *shared.skips], inputs.batch)
+        # By slices: torch 2.11's compiler takes what is unpacked by a star for a tuple.
+        flow = _Flow(self.state, inputs, rows, left[0], embedding, list(left[1:]))
         flow.down(self.topology.down[shared.atoms : self._stop(cache)], shared.alike)
         return flow
 

@@ -108,8 +108,9 @@ class StepGraphs:
     """The recorded passes of one UNet, for one set of weights.
 
     A pass of a new kind or shape is computed; its second time it is recorded; from then on it is
-    replayed. The one unused for longest goes where there are too many. What fails to be recorded,
-    or before that compiled, ends recording, with the reason in ``failure``.
+    replayed. The one unused for longest goes where there are too many. What fails to be recorded
+    ends recording, with the reason in ``failure``; what fails to be compiled ends compiling alone,
+    with the reason in ``uncompiled``.
 
     Args:
         device: The UNet's.
@@ -126,6 +127,7 @@ class StepGraphs:
         self.text: dict[tuple, Tensor] = {}
         self.features: dict[tuple, Tensor] = {}
         self.failure: str | None = None
+        self.uncompiled: str | None = None
         self._compiles = False
         self.recorded = self.replayed = 0
         self.seconds = 0.0
@@ -143,7 +145,7 @@ class StepGraphs:
             self.clear()
             # Addresses are told apart while what lies there lives; layers hold tables of their own.
             self._for, self._kept = now, (tensors, dict(layers))
-            self._compiles = execution.compiled
+            self._compiles = execution.compiled and self.uncompiled is None
         self.begin_again()
 
     def begin_again(self) -> None:
@@ -163,7 +165,10 @@ class StepGraphs:
 
     def report(self) -> dict[str, Any]:
         """What the run in progress recorded and replayed, for its summary."""
-        kind = {"used": self.failure is None, "reason": self.failure or self._kind()}
+        failure = self.failure
+        if failure is None and not self._recorder.records:
+            failure = self.uncompiled  # and no steps are recorded either
+        kind = {"used": failure is None, "reason": failure or self._kind()}
         done = {"recorded": self.recorded, "replayed": self.replayed, "seconds": self.seconds}
         return {**kind, **done, "bytes": self._recorder.bytes}
 
@@ -171,7 +176,8 @@ class StepGraphs:
         made = [("compiled", self._compiles), ("recorded", self._recorder.records)]
         apart = self._compiles and not all(it.compiles for it in self._passes.values())
         which = "steps without gradients" if apart and not self._recorder.records else "steps"
-        return f"{which} are " + " and ".join(name for name, done in made if done)
+        told = f"{which} are " + " and ".join(name for name, done in made if done)
+        return told if self.uncompiled is None else f"{told}; {self.uncompiled}"
 
     def run(
         self,
@@ -231,13 +237,16 @@ class StepGraphs:
             self.replayed += 1
 
     def _record(self, it: Pass) -> None:
-        started, verb = time.perf_counter(), "compiling"
-        try:
-            if self._compiles and it.compiles:
+        started = time.perf_counter()
+        if self._compiles and it.compiles:
+            try:
                 it.compile()
-            verb = "recording"
+            except Exception as error:  # of a compiler, whatever it raises: the function has run
+                self.uncompiled = f"compiling failed: {error}".splitlines()[0]
+                self._compiles = False
+        try:
             it.replay = self._recorder.record(it.compute)
             self.recorded += 1
         except RuntimeError as error:
-            self.failure = f"{verb} failed: {error}".splitlines()[0]
+            self.failure = f"recording failed: {error}".splitlines()[0]
         self.seconds += time.perf_counter() - started

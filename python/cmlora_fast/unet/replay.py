@@ -59,7 +59,7 @@ class Pass:
         self.compiled = torch.compile(_apart(self.function), fullgraph=True, dynamic=False)
         try:
             self.compute()  # this compiles
-        except RuntimeError:
+        except Exception:
             self.compiled = None
             raise
 
