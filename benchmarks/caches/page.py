@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
@@ -10,13 +11,29 @@ from typing import Any
 __all__ = ["write_page"]
 
 FEWER = ": fewer steps"
+# `cmlora bench pipeline --steps 20 --adapters 3 --images 3 --contenders
+# lossless,forecast,composite,composite_relay,cmlora,cmlora_relay`
+TIMED = Path(__file__).resolve().parents[1] / "results"
+TIMED = TIMED / "pipeline-half-forecasts-2026-11-27-amd-epyc.json"
+TWINS = {  # what each leaves out work of
+    "forecast": "lossless",
+    "composite_relay": "composite",
+    "cmlora": "composite",
+    "cmlora_relay": "composite",
+}
+LABELS = {
+    "forecast": "merge, forecast",
+    "composite_relay": "Composite, relay",
+    "cmlora": "CMLoRA, features (default)",
+    "cmlora_relay": "CMLoRA, relay",
+}
 Cell = dict[str, Any]
 
 
 def write_page(report: dict[str, Any], path: Path) -> None:
     """A table per method and scheduler, and what beats fewer steps."""
     cells = report["cells"]
-    pieces = [_head(report), _verdicts(cells)]
+    pieces = [_head(report), _verdicts(cells), _seconds(json.loads(TIMED.read_text()))]
     for scheduler in _values(cells, "scheduler"):
         pieces.append(f"## {scheduler}\n")
         for method in dict.fromkeys(cell["label"].split(",")[0] for cell in cells):
@@ -49,7 +66,7 @@ SD 1.5 or SDXL.**
   deviates more is not worth having: take fewer steps.
 - *recall*: per cent of the concepts shown, by the testbed's scorer, and without a cache.
 - Merge at weights of 0.7, the others at 1; guidance {given["guidance_scale"]}. What cost means in
-  seconds says `cmlora bench pipeline`.
+  seconds stands below.
 """
 
 
@@ -80,6 +97,40 @@ def _verdicts(cells: Sequence[Cell]) -> str:
         "",
     ]
     return "\n".join(lines)
+
+
+def _seconds(bench: dict[str, Any]) -> str:
+    rows = {row["contender"]: row for row in bench["rows"]}
+    ran = {row["contender"]: row for row in bench["results"]}
+    work, given, machine = bench["work"], bench["arguments"], bench["machine"]
+
+    def counted(name: str) -> float:
+        row = ran[name]
+        return row["full_rows"] * work["full"] + row["shallow_rows"] * work["shallow"]
+
+    lines = [
+        "## In seconds",
+        "",
+        f"`cmlora bench pipeline`, {bench['date']}, commit {bench['commit']}: SD 1.5's layers at",
+        f"half the channels, latents {given['latents']} x {given['latents']}, {given['steps']} steps, "
+        f"{given['adapters'][0]} adapters, float32,",
+        f"{given['threads']} threads of an {machine['processor']}; medians of {given['images']} "
+        "images in turns, and quartiles.",
+        "Saved: of the same image without a cache; by operations counted, and by the clock.",
+        "",
+        "| | seconds | without | counted | saved | of what is counted |",
+        "| --- " * 6 + "|",
+    ]
+    for name, twin in TWINS.items():
+        mine, theirs = rows[name], rows[twin]
+        expected = 1 - counted(name) / counted(twin)
+        saved = 1 - mine["median"] / theirs["median"]
+        lines.append(
+            f"| {LABELS[name]} | {mine['median']:.1f} [{mine['low']:.1f}, {mine['high']:.1f}] "
+            f"| {theirs['median']:.1f} [{theirs['low']:.1f}, {theirs['high']:.1f}] "
+            f"| {100 * expected:.0f} % | {100 * saved:.0f} % | {saved / expected:.2f} |"
+        )
+    return "\n".join(lines) + "\n"
 
 
 def _table(method: str, cells: Sequence[Cell]) -> str:
