@@ -112,8 +112,8 @@ def _seconds(bench: dict[str, Any]) -> str:
         "## In seconds",
         "",
         f"`cmlora bench pipeline`, {bench['date']}, commit {bench['commit']}: SD 1.5's layers at",
-        f"half the channels, latents {given['latents']} x {given['latents']}, {given['steps']} steps, "
-        f"{given['adapters'][0]} adapters, float32,",
+        f"half the channels, latents {given['latents']} x {given['latents']}, "
+        f"{given['steps']} steps, {given['adapters'][0]} adapters, float32,",
         f"{given['threads']} threads of an {machine['processor']}; medians of {given['images']} "
         "images in turns, and quartiles.",
         "Saved: of the same image without a cache; by operations counted, and by the clock.",
