@@ -4,7 +4,16 @@ from typing import TYPE_CHECKING, Any
 
 from . import ops
 from .engine.summary import StepRecord, Summary
-from .methods import CLoRA, CMLoRA, Composite, Concept, Merge, Row, Switch
+from .methods import (
+    CLoRA,
+    CMLoRA,
+    Composite,
+    Concept,
+    Merge,
+    Row,
+    Switch,
+    recommended_weights,
+)
 from .ops.backends import backends
 
 if TYPE_CHECKING:
@@ -27,6 +36,7 @@ __all__ = [
     "disable",
     "enable",
     "ops",
+    "recommended_weights",
     "summary",
 ]
 

@@ -38,6 +38,11 @@ def test_demo_paints_every_method(cmlora, subject, tmp_path):
     assert rows["composite"] == (12, 0)
     assert rows["clora"] == (18, 0)  # and a base row
     assert rows["cmlora_offline"][1] > 0
+    weights = {cell["key"]: cell["weight"] for cell in report["cells"]}
+    assert weights["character_1"] == 1
+    assert weights["merge"] == cf.recommended_weights("merge", 2) < 1
+    assert weights["composite"] == cf.recommended_weights("composite", 2) > 1
+    assert {cell["shown"] for cell in report["cells"]} == {None}  # nobody can tell here
     images = {key: (tmp_path / "images" / f"{key}.png").read_bytes() for key in KEYS}
     assert len(set(images.values())) >= len(KEYS) - 2  # stages may agree on so few steps
     with Image.open(report["sheet"]) as sheet:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import cmlora_fast as cf
 from cmlora_fast import testbed
 from cmlora_fast.eval import EMBEDDED, Adapter, Generation, Job
 from cmlora_fast.eval.paint import activate, call, rows_of
+from cmlora_fast.eval.scorers.base import PRESENT
 from cmlora_fast.report import each_step, progress
 
 from .errors import CliError
@@ -24,9 +25,8 @@ __all__ = ["Picture", "Subject", "embedded_subject", "paint_demo", "pictures_of"
 WORDS = {
     "character_1": "pink afro hair",
     "clothing_2": "bow tie",
-    "background_1": "bamboo stalks",
+    "background_2": "night sky",
 }
-WEIGHTS = {"background_1": 0.65}  # at 1 it leaves little of the person
 COLUMNS = 6
 SHEET = "contact_sheet.png"
 METHODS = (
@@ -48,25 +48,29 @@ class Picture:
     adapters: tuple[str, ...]
     method: Any = None
 
+    @property
+    def weight(self) -> float:
+        """Of every adapter: what suits the method."""
+        return cf.recommended_weights(self.method, max(1, len(self.adapters)))
+
 
 @dataclass(frozen=True)
 class Subject:
     """What every picture has in common: adapters with their readable names, and the prompt.
 
-    ``weights`` names the adapters whose weight is not 1.
+    ``shows``: gives the probability of each adapter's concept in an image; None: nobody can tell.
     """
 
     adapters: dict[str, str]
     prompt: str
     negative: str = ""
     guidance_scale: float = testbed.GUIDANCE
-    weights: Mapping[str, float] = field(default_factory=dict)
     concepts: tuple[cf.Concept, ...] = ()
+    shows: Callable[[Any], Mapping[str, float]] | None = None
 
     def job(self, picture: Picture, steps: int, seed: int) -> Job:
         generation = Generation(EMBEDDED, "", self.negative, steps, self.guidance_scale)
-        weights = {name: self.weights.get(name, 1.0) for name in picture.adapters}
-        adapters = tuple(Adapter(name, "", weight) for name, weight in weights.items())
+        adapters = tuple(Adapter(name, "", picture.weight) for name in picture.adapters)
         return Job(generation, self.prompt, adapters, picture.method, seed)
 
 
@@ -92,8 +96,14 @@ def embedded_subject() -> tuple[Any, Subject]:
     labels = {name: named[name] for name in WORDS}
     concepts = tuple(cf.Concept(name, words) for name, words in WORDS.items())
     prompt = testbed.prompt(list(WORDS))
-    negative = testbed.NEGATIVE_PROMPT
-    return pipe, Subject(labels, prompt, negative, weights=WEIGHTS, concepts=concepts)
+    scorer = testbed.Scorer()
+    return pipe, Subject(
+        labels,
+        prompt,
+        testbed.NEGATIVE_PROMPT,
+        concepts=concepts,
+        shows=lambda image: scorer.score([image])[0],
+    )
 
 
 def paint_demo(pipe: Any, subject: Subject, *, out: Path, steps: int, seed: int) -> dict[str, Any]:
@@ -113,16 +123,31 @@ def paint_demo(pipe: Any, subject: Subject, *, out: Path, steps: int, seed: int)
             seconds = time.perf_counter() - started
             path = folder / f"{picture.key}.png"
             image.save(path)
-            tiles.append(Tile(picture.label, image, f"{seconds:.2f} s"))
-            told.append(_told(picture, path, seconds, summary))
-    activate(pipe, list(subject.adapters), [subject.weights.get(n, 1.0) for n in subject.adapters])
+            shown = _shown(subject, image)
+            tiles.append(Tile(picture.label, image, _note(picture, shown, seconds)))
+            told.append(_told(picture, path, seconds, summary) | {"shown": shown})
+    activate(pipe, list(subject.adapters), [1.0] * len(subject.adapters))
     title = f"{subject.prompt}\nseed {seed} · {steps} steps · guidance {subject.guidance_scale:g}"
-    for name, weight in subject.weights.items():
-        title += f" · {subject.adapters[name]} at weight {weight:g}"
     sheet = out / SHEET
     contact_sheet(tiles, title, columns=COLUMNS).save(sheet)
     given = {"prompt": subject.prompt, "negative": subject.negative, "adapters": subject.adapters}
-    return {"sheet": str(sheet), **given, "weights": dict(subject.weights), "cells": told}
+    return {"sheet": str(sheet), **given, "cells": told}
+
+
+def _shown(subject: Subject, image: Any) -> list[str] | None:
+    """Adapters whose concept the scorer finds in the image."""
+    if subject.shows is None:
+        return None
+    found = subject.shows(image)
+    return [name for name in subject.adapters if found[name] > PRESENT]
+
+
+def _note(picture: Picture, shown: list[str] | None, seconds: float) -> str:
+    """What stands below a picture: weight, how many of all concepts are found in it, time."""
+    parts = [f"weight {picture.weight:g}"] if picture.adapters else []
+    if shown is not None:
+        parts.append(f"finds {len(shown)}")
+    return " · ".join([*parts, f"{seconds:.2f} s"])
 
 
 def _told(picture: Picture, path: Path, seconds: float, summary: cf.Summary) -> dict[str, Any]:
@@ -131,6 +156,7 @@ def _told(picture: Picture, path: Path, seconds: float, summary: cf.Summary) -> 
         "key": picture.key,
         "label": picture.label,
         "adapters": list(picture.adapters),
+        "weight": picture.weight,
         "image": str(path),
         "seconds": seconds,
         "full": rows["full_rows"],

@@ -39,7 +39,7 @@ class DemoRequest:
 
     out: Annotated[Path, option("Folder for the sheet, its images and demo.json.")] = Path("out")
     steps: Annotated[int, option("Denoising steps.", min=1)] = 20
-    seed: Annotated[int, option("Seed of every image.", min=0, max=LARGEST_SEED)] = 3
+    seed: Annotated[int, option("Seed of every image.", min=0, max=LARGEST_SEED)] = 0
 
 
 @dataclass(frozen=True, kw_only=True)
