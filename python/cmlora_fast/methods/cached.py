@@ -162,6 +162,9 @@ class Switch(Method):
 class CMLoRA(Method):
     """Dominant adapter per step, one feature cache per adapter (Zou et al., ICLR 2025).
 
+    ``cache="relay"`` was closer to the uncached image in every setting measured, at less work
+    (docs/caches.md); the default is the published method's.
+
     Args:
         variant: "offline" (stage by step), "online" (stage by the latents' high-frequency mean) or
             "async" (dominance and refreshes on separate clocks, no stages).
