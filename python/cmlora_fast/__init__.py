@@ -8,7 +8,15 @@ from .methods import CLoRA, CMLoRA, Composite, Concept, Merge, Row, Switch
 from .ops.backends import backends
 
 if TYPE_CHECKING:
-    from .frontdoor import accelerate, disable, enable, summary
+    from .frontdoor import (
+        LoraReport,
+        accelerate,
+        disable,
+        enable,
+        load_lora,
+        read_lora,
+        summary,
+    )
 
 __version__ = "0.1.0"
 
@@ -17,6 +25,7 @@ __all__ = [
     "CMLoRA",
     "Composite",
     "Concept",
+    "LoraReport",
     "Merge",
     "Row",
     "StepRecord",
@@ -26,7 +35,9 @@ __all__ = [
     "backends",
     "disable",
     "enable",
+    "load_lora",
     "ops",
+    "read_lora",
     "summary",
 ]
 
