@@ -17,7 +17,15 @@ from .methods import (
 from .ops.backends import backends
 
 if TYPE_CHECKING:
-    from .frontdoor import accelerate, disable, enable, summary
+    from .frontdoor import (
+        LoraReport,
+        accelerate,
+        disable,
+        enable,
+        load_lora,
+        read_lora,
+        summary,
+    )
 
 __version__ = "0.1.0"
 
@@ -26,6 +34,7 @@ __all__ = [
     "CMLoRA",
     "Composite",
     "Concept",
+    "LoraReport",
     "Merge",
     "Row",
     "StepRecord",
@@ -35,7 +44,9 @@ __all__ = [
     "backends",
     "disable",
     "enable",
+    "load_lora",
     "ops",
+    "read_lora",
     "recommended_weights",
     "summary",
 ]

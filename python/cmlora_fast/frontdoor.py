@@ -1,4 +1,4 @@
-"""The front door: ``enable``, ``disable``, ``accelerate`` and ``summary``."""
+"""The front door: ``enable``, ``disable``, ``accelerate``, ``summary``, ``load_lora``."""
 
 from __future__ import annotations
 
@@ -9,12 +9,22 @@ from typing import Any
 
 from diffusers import UNet2DConditionModel
 
+from .adapters.load import load_lora, read_lora
+from .adapters.lora_report import LoraReport
 from .engine.engine import Engine
 from .engine.settings import Settings
 from .engine.summary import Summary
 from .methods import Method
 
-__all__ = ["accelerate", "disable", "enable", "summary"]
+__all__ = [
+    "LoraReport",
+    "accelerate",
+    "disable",
+    "enable",
+    "load_lora",
+    "read_lora",
+    "summary",
+]
 
 # Beside the pipelines, not in them: ``disable`` leaves a pipeline exactly as it was, and its last
 # summary can still be asked for. An engine lives in the hooks that it set, an entry with its key.

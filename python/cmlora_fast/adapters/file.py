@@ -14,19 +14,21 @@ from torch import Tensor
 
 from .header import Header, opened, read_header
 from .kinds import kind_of_keys
+from .layouts import COMPONENTS, KOHYA, place
 
-__all__ = ["LoraFile", "LoraLayer", "adapter_config", "named_tensors", "non_finite", "read_lora"]
+__all__ = [
+    "AlphaPatterns",
+    "LoraFile",
+    "LoraLayer",
+    "adapter_config",
+    "named_tensors",
+    "non_finite",
+    "read_lora",
+]
 
 _LORA_KEY = re.compile(
     r"^(.+?)(?:\.lora_(A|B|down|up)|(?:[._]lora|\.lora_linear_layer)\.(down|up))\.weight$"
 )
-_KOHYA = {
-    "lora_unet_": "unet",
-    "lora_te_": "text_encoder",
-    "lora_te1_": "text_encoder",
-    "lora_te2_": "text_encoder_2",
-}
-_COMPONENTS = ("unet", "text_encoder", "text_encoder_2", "transformer")
 
 
 @dataclass(frozen=True)
@@ -123,13 +125,13 @@ def named_tensors(file: LoraFile) -> dict[str, Tensor] | None:
     Those of PEFT's own files and of old attention processors name layers of the UNet alone.
     """
     stems = (layer.down_key for layer in file.layers)
-    if all(stem.startswith((*_KOHYA, *(f"{c}." for c in _COMPONENTS))) for stem in stems):
+    if all(stem.startswith((*KOHYA, *(f"{c}." for c in COMPONENTS))) for stem in stems):
         return None
     with opened(file.path) as tensors:
         found = {}
         for key in tensors.keys():
             name = key.removeprefix("base_model.model.")
-            known = name.partition(".")[0] in _COMPONENTS or name.startswith(tuple(_KOHYA))
+            known = name.partition(".")[0] in COMPONENTS or name.startswith(tuple(KOHYA))
             found[name if known else f"unet.{name}"] = tensors.get_tensor(key)
         return found
 
@@ -164,7 +166,7 @@ def _alphas(path: Path, header: Header) -> dict[str, float]:
         }
 
 
-class _Patterns:
+class AlphaPatterns:
     """A component's alphas as PEFT reads them: the first whose name ends a layer's, else one.
 
     A tree of the names' parts, the last part first: a search takes as long as the layer's name.
@@ -212,25 +214,15 @@ def _layers(
         if match := _LORA_KEY.match(key):
             side = "down" if (match[2] or match[3]) in ("A", "down") else "up"
             pairs.setdefault(match[1], {})[side] = key
-    layers, used, patterns = [], set(), {c: _Patterns(config, c) for c in _COMPONENTS}
+    layers, used, patterns = [], set(), {c: AlphaPatterns(config, c) for c in COMPONENTS}
     for stem, pair in pairs.items():
         down, up = (shapes.get(pair.get(side, ""), ()) for side in ("down", "up"))
         if len(down) > 1 and len(up) > 1 and down[0] == up[1] > 0:  # one rank
-            component, name = _place(stem)
+            component, name = place(stem)
             alpha = alphas[stem] if stem in alphas else patterns[component].alpha(name)
             layers.append(LoraLayer(component, name, pair["down"], pair["up"], down, up, alpha))
             used.update((*pair.values(), f"{stem}.alpha"))
     return tuple(layers), tuple(key for key in shapes if key not in used)
-
-
-def _place(stem: str) -> tuple[str, str]:
-    """Component and module name that a key's stem means."""
-    for prefix, component in _KOHYA.items():
-        if stem.startswith(prefix):
-            return component, stem.removeprefix(prefix)
-    name = stem.removeprefix("base_model.model.")
-    head, _, rest = name.partition(".")
-    return (head, rest) if head in _COMPONENTS else ("unet", name)
 
 
 def _kind(layers: tuple[LoraLayer, ...], shapes: dict[str, tuple[int, ...]]) -> str:
@@ -242,7 +234,7 @@ def _kind(layers: tuple[LoraLayer, ...], shapes: dict[str, tuple[int, ...]]) -> 
 
 
 def _naming(layers: tuple[LoraLayer, ...], shapes: dict[str, tuple[int, ...]]) -> str:
-    if any(key.startswith(tuple(_KOHYA)) for key in shapes):
+    if any(key.startswith(tuple(KOHYA)) for key in shapes):
         return "kohya"
     keys = [layer.down_key for layer in layers]
     if any(key.endswith("lora_A.weight") for key in keys):

@@ -15,7 +15,18 @@ from torch import nn
 from .file import LoraFile, LoraLayer, adapter_config, non_finite, read_lora
 from .kinds import PLAIN
 
-__all__ = ["Misfit", "apply_alphas", "check_fit", "check_lora", "meta_models", "misfits"]
+__all__ = [
+    "Misfit",
+    "apply_alphas",
+    "check_fit",
+    "check_lora",
+    "flat_names",
+    "layers_per_block",
+    "meta_models",
+    "misfits",
+    "plain",
+    "some",
+]
 
 _SGM = re.compile(r"^(input_blocks|output_blocks|middle_block)_(\d{1,4})_(?:(\d{1,4})_)?(.+)$")
 # Names inside a resnet of the original Stable Diffusion code, and diffusers' for them.
@@ -49,7 +60,7 @@ class Misfit:
     has_component: bool = True
 
     def __str__(self) -> str:
-        key = _plain(self.key)
+        key = plain(self.key)
         if self.expected is None:
             missing = f"'s {self.component} has no such layer"
             if not self.has_component:
@@ -79,7 +90,7 @@ def check_lora(
     if file.kind == "unknown":
         raise ValueError(
             f"{path}: not a LoRA: none of its {file.tensors} tensors is one "
-            f"({_some(file.other_keys) or 'it is empty'}); "
+            f"({some(file.other_keys) or 'it is empty'}); "
             "expected keys such as lora_A.weight or lora_down.weight"
         )
     if file.kind not in PLAIN:
@@ -87,12 +98,12 @@ def check_lora(
     if file.other_keys:
         raise ValueError(
             f"{path}: {len(file.other_keys)} of its {file.tensors} keys are not plain LoRA "
-            f"({_some(file.other_keys)})"
+            f"({some(file.other_keys)})"
         )
     if bad := non_finite(path):
         raise ValueError(
             f"{path}: NaN or infinity in {len(bad)} of its {file.tensors} tensors "
-            f"({_some(bad)}); expected finite numbers"
+            f"({some(bad)}); expected finite numbers"
         )
     if unet is not None:
         check_fit(file, {"unet": unet, **(text_encoders or {})})
@@ -173,13 +184,14 @@ def _config(folder: Path) -> dict[str, Any]:
         raise ValueError(f"{path}: not JSON: {error}") from error
 
 
-def _plain(key: str) -> str:
+def plain(key: str) -> str:
     """A key as it is, unless it would command the terminal that shows it."""
     return key if key.isprintable() else ascii(key)
 
 
-def _some(keys: Sequence[str]) -> str:
-    return ", ".join(map(_plain, keys[:SHOWN])) + (", …" if len(keys) > SHOWN else "")
+def some(keys: Sequence[str]) -> str:
+    """The first few keys, as they may be shown."""
+    return ", ".join(map(plain, keys[:SHOWN])) + (", …" if len(keys) > SHOWN else "")
 
 
 def _matched(
@@ -197,13 +209,30 @@ def _matched(
         }
         for part, model in models.items()
     }
-    depth = getattr(getattr(models.get("unet"), "config", None), "layers_per_block", 2)
-    depth = depth if isinstance(depth, int) else depth[0]
+    depth = layers_per_block(models)
     found = []
     for layer in file.layers:
         table = tables.get(layer.component, {})
-        found.append((layer, next((table[n] for n in _names(layer, depth) if n in table), None)))
+        found.append(
+            (
+                layer,
+                next(
+                    (
+                        table[n]
+                        for n in flat_names(layer.component, layer.name, depth)
+                        if n in table
+                    ),
+                    None,
+                ),
+            )
+        )
     return found
+
+
+def layers_per_block(models: Mapping[str, nn.Module]) -> int:
+    """Of the UNet, which the names of the original code count by."""
+    depth = getattr(getattr(models.get("unet"), "config", None), "layers_per_block", 2)
+    return depth if isinstance(depth, int) else depth[0]
 
 
 def _weight_shape(module: nn.Module) -> tuple[int, ...] | None:
@@ -211,18 +240,19 @@ def _weight_shape(module: nn.Module) -> tuple[int, ...] | None:
     return tuple(module.weight.shape) if type(module) in (nn.Linear, nn.Conv2d) else None
 
 
-def _names(layer: LoraLayer, layers_per_block: int) -> list[str]:
-    """Flattened names under which the model may know this layer."""
-    name = layer.name.replace(".", "_").replace("_processor_to_", "_to_")
-    if layer.component != "unet":
+def flat_names(component: str, name: str, depth: int) -> list[str]:
+    """Flattened names under which the model may know a file's layer."""
+    name = name.replace(".", "_").replace("_processor_to_", "_to_")
+    if component != "unet":
+        name = re.sub(r"_to_(q|k|v|out)$", r"_\1_proj", name)
         bare = name.removeprefix("text_model_")
         return [name, bare, f"text_model_{bare}"]
     if re.search(r"attn\d_to_out$", name):
         name += "_0"
-    return [name, _SGM_OUTER.get(name) or _from_sgm(name, layers_per_block)]
+    return [name, _SGM_OUTER.get(name) or _from_sgm(name, depth)]
 
 
-def _from_sgm(name: str, layers_per_block: int) -> str:
+def _from_sgm(name: str, depth: int) -> str:
     """diffusers' name for a layer named as in the original Stable Diffusion code."""
     match = _SGM.match(name)
     if match is None:
@@ -233,7 +263,7 @@ def _from_sgm(name: str, layers_per_block: int) -> str:
         place = ("resnets_0", "attentions_0", "resnets_1")[min(number, 2)]
         return f"mid_block_{place}_{f'{inner}_' if inner else ''}{rest}"
     down = part == "input_blocks"
-    block, index = divmod(number - down, layers_per_block + 1)
+    block, index = divmod(number - down, depth + 1)
     side = "down" if down else "up"
     if rest == ("op" if down else "conv"):
         return f"{side}_blocks_{block}_{side}samplers_0_conv"
