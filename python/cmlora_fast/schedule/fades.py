@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 __all__ = ["Fade", "Stretch", "fade_of", "stretches"]
@@ -90,7 +91,7 @@ def fade_of(name: str, value: Any) -> Fade:
         raise _refused(name, value, f"{FORM}, or a function of the fraction")
     points = [_point(name, value, piece) for piece in value.split(",")]
     positions = [position for position, _ in points]
-    if any(a >= b for a, b in zip(positions, positions[1:], strict=False)):
+    if any(a >= b for a, b in pairwise(positions)):
         raise _refused(name, value, "positions that rise")
     numbers = all(position > 1 and position.is_integer() for position in positions)
     in_steps = numbers and len(points) > 1  # a lone one is a fraction that was mistaken
@@ -136,7 +137,7 @@ def stretches(
                 cuts |= {start, i}
             start = i
     ordered = sorted(cuts)
-    return tuple(_stretch(factors, a, b) for a, b in zip(ordered, ordered[1:], strict=False))
+    return tuple(_stretch(factors, a, b) for a, b in pairwise(ordered))
 
 
 def _stretch(factors: Mapping[str, tuple[float, ...]], start: int, stop: int) -> Stretch:
