@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -42,6 +42,7 @@ def enable(
     record: bool = False,
     graphs: str = "auto",
     adapter_names: Sequence[Any] | None = None,
+    weight_schedule: Mapping[str, Any] | None = None,
 ) -> Any:
     """Accelerate a diffusers pipeline in place; its calls stay as they are.
 
@@ -63,6 +64,11 @@ def enable(
             "__base__" for none. Each image is composed of its own, at their ``set_adapters``
             weights. None: of all active ones. Not with CLoRA. Names and number are checked at the
             call.
+        weight_schedule: Adapter -> what multiplies its weight in the UNet at each step:
+            "factor@position,..." ("0@0,1@0.5"), linear between the points and constant outside,
+            or a function (fraction of the run -> factor). Step i of T is at i/T; positions are
+            fractions, or numbers of steps from 0 if there are several and all are whole and above
+            1. An adapter whose factor is 0 keeps its place. Text encoders are not scheduled.
 
     Returns:
         ``pipe``.
@@ -73,7 +79,9 @@ def enable(
         RuntimeError: The backend is not available here; the reason is that of ``backends()``.
     """
     _check_pipe(pipe)
-    _apply(pipe, Settings(method, backend, weights, max_rows, record, graphs, adapter_names))
+    names, strengths = adapter_names, weight_schedule
+    given = method, backend, weights, max_rows, record, graphs, names, strengths
+    _apply(pipe, Settings(*given))
     return pipe
 
 

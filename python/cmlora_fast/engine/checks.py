@@ -19,6 +19,7 @@ __all__ = [
     "check_entries",
     "check_names",
     "check_rows",
+    "check_scheduled",
     "warn_of_caching",
     "warn_of_lone_call",
     "warn_of_no_answer",
@@ -51,6 +52,17 @@ def check_names(method: Method | CLoRA, loaded: Collection[str]) -> None:
                     f"{type(method).__name__}.{field}: expected names of loaded adapters "
                     f"({known}); got {name!r}"
                 )
+
+
+def check_scheduled(names: Collection[str], loaded: Collection[str]) -> None:
+    """Raise ``ValueError`` for a name in ``weight_schedule`` that the UNet has not loaded."""
+    for name in names:
+        if name not in loaded:
+            known = ", ".join(map(repr, sorted(loaded))) or "none"
+            raise ValueError(
+                f"weight_schedule: expected names of adapters loaded in the UNet ({known}); "
+                f"got {name!r}"
+            )
 
 
 def check_entries(entries: Sequence[Any], inputs: UNetInputs, parts: int) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..adapters import LoadedAdapters
+from ..adapters import Execution, LoadedAdapters
 from ..clora.prompts import RowPrompts, encode_rows
 from ..clora.step import Contrast, ContrastStep
 from ..methods import CLoRA
@@ -58,8 +58,8 @@ class ContrastRun(Run):
         border, executor = call.border, call.executor
         execution = call.execution(inputs, gradients=method.latent_update)
         check_contrast(execution.whole, inputs, border.parts(), method, prompts)
-        self.execution = execution
-        self._prepare(inputs)
+        self.execution, self.clock = execution, clock
+        self.prepare(inputs)
         executor.tap.attach(border.unet)
         self._contrast = Contrast(
             method,
@@ -70,15 +70,14 @@ class ContrastRun(Run):
             inputs.sample,
             border.unet.config.out_channels,
         )
-        self.clock = clock
         self.report("every row is full", inputs.sample.device)
         self.summary.rows = prompts.rows
         members = tuple(dict.fromkeys(name for subset in self._subsets for name in subset))
         self._fixed = {"dominant": None, "early": None, "refreshed": members}
 
     def adapt(self, adapters: LoadedAdapters, inputs: UNetInputs) -> None:
-        self.call = replace(self.call, adapters=adapters)
-        self._prepare(inputs)
+        self.call, self.fading = replace(self.call, adapters=adapters), None
+        self.prepare(inputs)
         self.summary.adapters = adapters.names
         self.summary.weights = asdict(self.call.executor.store.report)
 
@@ -87,13 +86,13 @@ class ContrastRun(Run):
         rows, styles = self._prompts.rows, self._method.style_adapters
         return [(() if row.adapter is None else (row.adapter,)) + styles for row in rows]
 
-    def _prepare(self, inputs: UNetInputs) -> None:
+    def weigh(self, adapters: LoadedAdapters, execution: Execution, inputs: UNetInputs) -> None:
         call, prompts, subsets, method = self.call, self._prompts, self._subsets, self._method
         call.executor.prepare(
-            call.adapters.scaled(dict.fromkeys(method.style_adapters, method.style_weight)),
+            adapters.scaled(dict.fromkeys(method.style_adapters, method.style_weight)),
             subsets,
             inputs.scale,
-            self.execution,
+            execution,
             Texts(
                 all_pairs(len(subsets)),
                 lambda batch: prompts.at(batch, call.border.parts(), inputs.sample),
@@ -105,6 +104,7 @@ class ContrastRun(Run):
         self, plain: Callable[..., Any], inputs: UNetInputs, whole: Callable[[], Any], turn: int
     ) -> Any:
         self.recorder.begin_step()
+        self.fade(inputs)
         self._batch = inputs.batch
         images = self.images(inputs.batch)
         table = RowTable.product(len(self._prompts.rows), inputs.batch)

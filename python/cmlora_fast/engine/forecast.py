@@ -97,6 +97,7 @@ class ForecastRun(PlannedRun):
             real = self._walk.real_rows(self.clock.calls, table, images)
             noise, real = run(plain, inputs, table, real, turn)
         else:
+            self.fade(inputs)
             noise = self.call.executor.step(plain, inputs, table, None)
             real = tuple(range(len(table)))
         self._note(table, real, chosen, images, inputs.timestep)
@@ -115,6 +116,7 @@ class ForecastRun(PlannedRun):
         time = rule.time(level)
         history, cells = self._history(1, sample, turn), [(0, n) for n in range(self._batch)]
         if real or not all(map(history.knows, cells)):
+            self.fade(inputs)
             noise = self.call.executor.step(plain, inputs, table, None)
             history.take(cells, level.clean(sample, noise), time)
             return noise, tuple(range(len(table)))
@@ -161,6 +163,7 @@ class ForecastRun(PlannedRun):
     ) -> Tensor:
         """(rows, C, H, W); where steps are recorded line by line, as one pass then does for all."""
         executor = self.call.executor
+        self.fade(inputs)
 
         def only(rows: tuple[int, ...]) -> RowTable:
             return replace(table.only(rows, tuple(range(len(rows)))), whole=True)

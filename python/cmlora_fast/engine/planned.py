@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..adapters import LoadedAdapters
+from ..adapters import Execution, LoadedAdapters
 from ..clora.masks import pixel_shares, subset_masks
 from ..ops.tensors import upload
 from ..schedule import Plan, plan, text_adapters
@@ -100,8 +100,8 @@ class PlannedRun(Run):
         if self._changes > 1 and execution.weights == "auto":  # a fade: folds would not last
             execution = replace(execution, weights="delta")
         self.execution = execution
-        texts = Texts(lambda batch: walk.pairs(batch, self.images(batch)))
-        executor.prepare(call.adapters, walk.subsets, inputs.scale, execution, texts, sample.device)
+        self.fading = None  # of these adapters
+        self.prepare(inputs)
         self._no_cache, self._cut, self._caches = execution.whole, None, {}
         kept = walk.reuse or (call.adapters.names and self.settings.record)
         if self._no_cache is None and not kept:
@@ -116,6 +116,12 @@ class PlannedRun(Run):
         if regions is not None:
             size = sample.shape[-2:]
             self._masks = subset_masks(regions, walk.subsets, size, sample.device)
+
+    def weigh(self, adapters: LoadedAdapters, execution: Execution, inputs: UNetInputs) -> None:
+        walk = self._walk
+        texts = Texts(lambda batch: walk.pairs(batch, self.images(batch)))
+        given = walk.subsets, inputs.scale, execution, texts, inputs.sample.device
+        self.call.executor.prepare(adapters, *given)
 
     def step(
         self, plain: Callable[..., Any], inputs: UNetInputs, whole: Callable[[], Any], turn: int
@@ -138,6 +144,7 @@ class PlannedRun(Run):
         )
         if cache is None and not self.call.adapters.names:
             return whole()  # no adapter, nothing reused: the plain pipeline
+        self.fade(inputs)
         noise = self.call.executor.step(plain, inputs, table, cache)
         if self.settings.record and cache is not None:
             self.recorder.keep("features", self._features(table, cache))

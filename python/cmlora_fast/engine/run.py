@@ -18,8 +18,9 @@ from ..unet.executor import Executor
 from ..unet.graphs import why_not_recorded
 from ..unet.inputs import UNetInputs
 from .border import Border
-from .checks import check_names
+from .checks import check_names, check_scheduled
 from .devicewalk import DeviceWalks
+from .fading import Fading
 from .recorder import Recorder
 from .settings import Settings
 from .summary import Summary
@@ -126,6 +127,8 @@ class Run:
         self.clock, self.execution, self.summary = Clock(), Execution(), Summary()
         self.recorder = Recorder(self.summary)
         self.correction: Tensor | None = None
+        self.fading: Fading | None = None
+        self._strong: int | None = None  # the step whose strengths the weights have
         self._batch = self._images = 0  # of the last step
         self._known = 0, 0  # a batch, and the images that the scheduler answered it with
         self._turns = 0  # UNet calls since then
@@ -135,6 +138,7 @@ class Run:
     def check(settings: Settings, unet: nn.Module, adapters: LoadedAdapters) -> None:
         """Raise ``ValueError`` for what would make a run fail."""
         check_names(settings.planned, adapters.loaded)
+        check_scheduled(settings.weight_schedule or (), adapters.loaded)
 
     def encode(self, encode: functools.partial) -> Any:
         """The pipeline's prompt, encoded as the method wants it; before ``begin``, if at all."""
@@ -151,6 +155,29 @@ class Run:
 
         ``plain``: the UNet's own forward. ``turn``: as ``turn`` has told.
         """
+        raise NotImplementedError
+
+    def fade(self, inputs: UNetInputs) -> None:
+        """Before rows run: weights as strong as the schedule says at this step."""
+        fading, step = self.fading, self.clock.step
+        if fading is not None and self._strong is not None and fading.moves(step, self._strong):
+            self.prepare(inputs)
+
+    def prepare(self, inputs: UNetInputs) -> None:
+        """Make the weights of this step's strengths."""
+        adapters, execution = self.call.adapters, self.execution
+        if self.settings.weight_schedule:
+            if self.fading is None:
+                held = not (execution.static or execution.gradients)
+                held = held and execution.weights != "delta"
+                self.fading = Fading(self.settings, adapters, self.clock.steps, held)
+            self._strong = step = self.clock.step
+            adapters = self.fading.adapters(adapters, step)
+            execution = self.fading.execution(execution, step)
+        self.weigh(adapters, execution, inputs)
+
+    def weigh(self, adapters: LoadedAdapters, execution: Execution, inputs: UNetInputs) -> None:
+        """Have the executor make weights of ``adapters``."""
         raise NotImplementedError
 
     def adapt(self, adapters: LoadedAdapters, inputs: UNetInputs) -> None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from ..methods import CLoRA, Merge, Method, resolve
 from ..methods.fields import is_int, is_list
 from ..ops.backends import NAMES, check_backend
+from ..schedule import Fade, fade_of
 
 __all__ = ["BASE", "Settings"]
 
@@ -20,7 +21,8 @@ CHOICES = {"weights": ("auto", "fold", "delta"), "graphs": ("auto", "compile", "
 class Settings:
     """The arguments of ``enable``; ``method`` None is the lossless mode.
 
-    ``adapter_names`` is kept as one tuple of names per image, None for all active ones.
+    ``adapter_names`` is kept as one tuple of names per image, None for all active ones,
+    ``weight_schedule`` as a ``Fade`` per name.
 
     Raises:
         ValueError: An argument is none of what is allowed.
@@ -34,6 +36,7 @@ class Settings:
     record: bool = False
     graphs: str = "auto"
     adapter_names: Sequence[Any] | None = None
+    weight_schedule: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "method", resolve(self.method))
@@ -48,6 +51,8 @@ class Settings:
             check_backend(self.backend, ("auto", *NAMES))
         if self.adapter_names is not None:
             object.__setattr__(self, "adapter_names", self._entries())
+        if self.weight_schedule is not None:
+            object.__setattr__(self, "weight_schedule", self._fades())
 
     @property
     def planned(self) -> Method | CLoRA:
@@ -57,6 +62,14 @@ class Settings:
     def forced(self) -> str | None:
         """The backend that the ops shall run on, None for the best of each."""
         return None if self.backend == "auto" else self.backend
+
+    def _fades(self) -> dict[str, Fade]:
+        given = self.weight_schedule
+        if not isinstance(given, Mapping) or not all(isinstance(name, str) for name in given):
+            raise ValueError(
+                f"weight_schedule: expected a dict of adapter names and strengths; got {given!r}"
+            )
+        return {name: fade_of(name, value) for name, value in given.items()}
 
     def _entries(self) -> tuple[tuple[str, ...], ...]:
         form = f"a list of names, a name or {BASE!r}"
