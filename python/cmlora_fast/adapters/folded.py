@@ -22,11 +22,14 @@ class FoldedLayer:
     """One weight per subset of a Linear or Conv2d layer; rows run with the weight of theirs.
 
     ``weights``: one each, which may be the same; or a stack [S, N, K...], for a device that finds
-    its subsets there by itself.
+    its subsets there by itself. ``shifts`` [S, N]: what their adapters add to the bias.
     """
 
-    def __init__(self, base: nn.Module, weights: Sequence[Tensor] | Tensor):
+    def __init__(
+        self, base: nn.Module, weights: Sequence[Tensor] | Tensor, shifts: Tensor | None = None
+    ):
         self.base = base
+        self.shifts = shifts
         self.stack = weights if isinstance(weights, Tensor) else None
         self.weights = tuple(weights) if self.stack is None else weights
 
@@ -39,14 +42,30 @@ class FoldedLayer:
     @property
     def memory(self) -> tuple[Tensor, ...]:
         """What a replayed step reads."""
-        return (self.stack,)
+        return (self.stack,) if self.shifts is None else (self.stack, self.shifts)
 
     def __call__(self, x: Tensor, rows, biased: bool = True) -> Tensor:
         """x: (rows, tokens, K), (rows, K) or (rows, C, H, W) -> the layer's output.
 
-        ``biased`` False: a convolution's, without its bias.
+        ``biased`` False: a convolution's, without its base's bias.
         """
-        x, stack, weights = widened(x, rows), self.stack, self.weights
+        x = widened(x, rows)
+        y = self._products(x, rows, biased)
+        return y if self.shifts is None else y + self._shift(y, rows)
+
+    def _shift(self, y: Tensor, rows) -> Tensor:
+        """Of every row, to be added to ``y``."""
+        if rows.subset_of_row is not None:
+            shift = self.shifts.index_select(0, rows.subset_of_row)
+        else:
+            parts = [self.shifts[s].expand(stop - start, -1) for s, start, stop in rows.segments]
+            shift = torch.cat(parts)
+        between, after = (0, y.dim() - 2) if y.dim() == 4 else (y.dim() - 2, 0)
+        count, N = shift.shape
+        return shift.view(count, *[1] * between, N, *[1] * after).to(y.dtype)
+
+    def _products(self, x: Tensor, rows, biased: bool) -> Tensor:
+        stack, weights = self.stack, self.weights
         if rows.subsets is not None:
             weights = stack = _picked(stack, rows.subsets)
         if len(rows.segments) == 1:

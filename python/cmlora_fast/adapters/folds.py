@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from .. import ops
 from ..ops.tensors import fingerprint
 from .folded import FoldedLayer
+from .forms import composed
 from .peft import AdaptedLayer
 from .slab import pack
 
@@ -26,6 +27,7 @@ class _Fold:
     key: tuple
     tensors: tuple[Tensor, ...]  # kept alive: the key holds their identities
     weight: Tensor
+    shift: Tensor | None  # what comes to the base's bias
 
 
 class Folds:
@@ -42,6 +44,7 @@ class Folds:
         self._stacks: dict[str, Tensor] = {}
         self._joined: dict[tuple[str, ...], Tensor] = {}
         self._places: dict[str, Tensor] = {}
+        self._shifts: dict[str, Tensor] = {}
 
     @property
     def bytes(self) -> int:
@@ -91,20 +94,37 @@ class Folds:
         ``subsets`` name adapters of the layer alone; one may be empty.
         """
         if stacked:
-            return FoldedLayer(layer.base, self._stack(layer, subsets, scale))
+            stack = self._stack(layer, subsets, scale)
+            folds = [self._folds[layer.name, i] for i in range(len(subsets))]
+            return FoldedLayer(layer.base, stack, self._shifted(layer, folds))
         base = layer.base.weight.detach()  # one object: rows that share a weight run together
-        weights = [self._apart(layer, s, scale) if s else base for s in subsets]
-        return FoldedLayer(layer.base, weights)
+        folds = [self._apart(layer, s, scale) if s else None for s in subsets]
+        weights = [base if fold is None else fold.weight for fold in folds]
+        return FoldedLayer(layer.base, weights, self._shifted(layer, folds))
 
-    def _apart(self, layer: AdaptedLayer, members: tuple[str, ...], scale: float) -> Tensor:
+    def _shifted(self, layer: AdaptedLayer, folds: Sequence[_Fold | None]) -> Tensor | None:
+        """[S, N], in memory that stays."""
+        if all(adapter.bias is None for adapter in layer.adapters.values()):
+            return None
+        weight = layer.base.weight
+        shifts = weight.new_zeros(len(folds), len(weight), requires_grad=False)
+        for shift, fold in zip(shifts, folds, strict=True):
+            if fold is not None and fold.shift is not None:
+                shift.copy_(fold.shift)
+        kept = self._shifts.get(layer.name)
+        if kept is None or not _is_like(kept, shifts.shape, shifts):
+            kept = self._shifts[layer.name] = shifts
+        return kept.copy_(shifts)
+
+    def _apart(self, layer: AdaptedLayer, members: tuple[str, ...], scale: float) -> _Fold:
         slot: FoldSlot = (layer.name, members)
         key, tensors = _key(layer, members, scale)
         fold = self._folds.pop(slot, None)
         if fold is None or fold.key != key:
-            (weight,) = _fold(layer, [members], scale)
-            fold = _Fold(key, tensors, weight)
+            ((weight, shift),) = _fold(layer, [members], scale)
+            fold = _Fold(key, tensors, weight, shift)
         self._folds[slot] = fold
-        return fold.weight
+        return fold
 
     @torch.no_grad()
     def _stack(
@@ -118,25 +138,21 @@ class Folds:
             fits = fits and stack.data_ptr() == place.data_ptr()
         if not fits:
             stack = self._stacks[layer.name] = _new_stack(shape, base) if place is None else place
-        stale = []
+        stale = {}
         for i, members in enumerate(subsets):
             key, tensors = _key(layer, members, scale)
             fold = self._folds.get((layer.name, i))
             if not fits or fold is None or fold.key != key:
-                self._folds[layer.name, i] = _Fold(key, tensors, stack[i])
-                stale.append(i)
-        folded = [i for i in stale if subsets[i]]
-        for i in set(stale).difference(folded):
-            stack[i].copy_(base)
-        for i, weight in zip(
-            folded, _fold(layer, [subsets[i] for i in folded], scale), strict=True
-        ):
+                stale[i] = key, tensors
+        made = _fold(layer, [subsets[i] for i in stale], scale)
+        for (i, kept), (weight, shift) in zip(stale.items(), made, strict=True):
             stack[i].copy_(weight)
+            self._folds[layer.name, i] = _Fold(*kept, stack[i], shift)
         return stack
 
     def clear(self) -> None:
         """Drop every fold."""
-        self._folds, self._stacks, self._joined, self._places = {}, {}, {}, {}
+        self._folds, self._stacks, self._shifts, self._joined, self._places = {}, {}, {}, {}, {}
 
 
 def _is_like(stack: Tensor, shape: tuple[int, ...], like: Tensor) -> bool:
@@ -161,7 +177,7 @@ def _key(
 ) -> tuple[tuple, tuple[Tensor, ...]]:
     """What a fold is made of, and the tensors that have to live while the key is compared."""
     adapters = [layer.adapters[name] for name in members]
-    tensors = (layer.base.weight, *(t for adapter in adapters for t in (adapter.a, adapter.b)))
+    tensors = (layer.base.weight, *(t for a in adapters for t in a.tensors.values()))
     contents = tuple((adapter.scaling, adapter.contents) for adapter in adapters)
     return (scale, layer.contents, contents, fingerprint(*tensors)), tensors
 
@@ -169,11 +185,26 @@ def _key(
 @torch.no_grad()
 def _fold(
     layer: AdaptedLayer, subsets: Sequence[tuple[str, ...]], scale: float
+) -> list[tuple[Tensor, Tensor | None]]:
+    """As the base weight, which stays pristine, and what comes to the bias."""
+    pristine = layer.base.weight.detach()
+    plain = [s for s in subsets if s and not any(layer.adapters[name].kind for name in s)]
+    low_rank = iter(_low_rank(layer, plain, scale, pristine))
+    made = []
+    for members in subsets:
+        if any(layer.adapters[name].kind for name in members):
+            ordered = [adapter for name, adapter in layer.adapters.items() if name in members]
+            made.append(composed(pristine, ordered, scale))
+        else:
+            made.append((next(low_rank) if members else pristine, None))
+    return made
+
+
+def _low_rank(
+    layer: AdaptedLayer, subsets: Sequence[tuple[str, ...]], scale: float, pristine: Tensor
 ) -> Sequence[Tensor]:
-    """As the base weight, which stays pristine."""
     if not subsets:
         return ()
-    pristine = layer.base.weight.detach()
     slab = pack(layer, subsets, scale)
     tables = slab.tables(range(len(subsets)))
     folded = ops.lora_fold(pristine.flatten(1), slab.a, slab.b, slab.slots, *tables)

@@ -1,4 +1,4 @@
-"""Reads the LoRA layers that PEFT put into a model; refuses what is not plain LoRA."""
+"""Reads the layers that PEFT put into a model; refuses what cannot be computed."""
 
 from __future__ import annotations
 
@@ -7,28 +7,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
+from peft.tuners import loha, lokr
 from peft.tuners.lora import LoraLayer
 from peft.tuners.lora import layer as peft_lora
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
 from .contents import alike, is_normed, norm_bits
+from .forms import AnyAdapter, FactoredAdapter, LayerAdapter
 from .kinds import DORA, WITH_BIAS, kind_of_layer
 
 __all__ = ["AdaptedLayer", "LayerAdapter", "LoadedAdapters", "read_adapters"]
-
-
-@dataclass(frozen=True)
-class LayerAdapter:
-    """One adapter in one layer: ``a`` [R, K...], ``b`` [N, R...], weight * alpha / rank.
-
-    ``contents`` changes whenever the numbers in ``a`` and ``b`` do.
-    """
-
-    a: Tensor
-    b: Tensor
-    scaling: float
-    contents: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -41,8 +30,13 @@ class AdaptedLayer:
     name: str
     module: nn.Module
     base: nn.Module
-    adapters: dict[str, LayerAdapter]
+    adapters: dict[str, AnyAdapter]
     contents: int = 0
+
+    @property
+    def kinds(self) -> list[str]:
+        """Of those of its adapters that cannot run beside the base: the layer is folded."""
+        return sorted({a.kind for a in self.adapters.values() if a.kind is not None})
 
 
 @dataclass(frozen=True)
@@ -79,7 +73,7 @@ class LoadedAdapters:
         return replace(self, layers=layers, _scaled={})
 
 
-def _scaled(adapter: LayerAdapter, factor: float) -> LayerAdapter:
+def _scaled(adapter: AnyAdapter, factor: float) -> AnyAdapter:
     return replace(adapter, scaling=adapter.scaling * factor)
 
 
@@ -87,8 +81,8 @@ def read_adapters(model: nn.Module) -> LoadedAdapters:
     """The adapters that PEFT would compute in ``model`` right now.
 
     Raises:
-        ValueError: An active adapter that is not plain LoRA (named), is fused into the weights, or
-            holds a NaN or infinity.
+        ValueError: An active adapter that is not computed (its kind is named), is fused into the
+            weights, holds a NaN or infinity, or is DoRA of weight 0.
     """
     order: dict[str, bool] = {}
     found, loaded = [], set()
@@ -126,23 +120,38 @@ def _active(module: BaseTunerLayer) -> list[str]:
     return [name for name in module.active_adapters if name in available]
 
 
-def _layer_adapter(module: LoraLayer, key: str) -> LayerAdapter:
+def _layer_adapter(module: BaseTunerLayer, key: str) -> AnyAdapter:
+    scaling = float(module.scaling[key])
+    if not isinstance(module, LoraLayer):
+        found = {name: getattr(module, name) for name in module.adapter_layer_names}
+        factors = {name: tensors[key] for name, tensors in found.items() if key in tensors}
+        return FactoredAdapter(kind_of_layer(type(module)), factors, scaling)
+    b, magnitude = module.lora_B[key], None
+    if key in module.lora_variant:
+        magnitude = module.lora_magnitude_vector[key].weight
     return LayerAdapter(
-        module.lora_A[key].weight, module.lora_B[key].weight, float(module.scaling[key])
+        module.lora_A[key].weight, b.weight, scaling, magnitude=magnitude, bias=b.bias
     )
 
 
 def _without_zero(layer: AdaptedLayer, names: tuple[str, ...]) -> AdaptedLayer:
+    """Without adapters that add nothing; DoRA of scale 0 still sets its magnitudes."""
+    for key, adapter in layer.adapters.items():
+        if key not in names and adapter.magnitude is not None:
+            raise ValueError(
+                f"adapter {key!r}: DoRA of weight 0, which PEFT runs with its magnitudes; expected "
+                "another weight (or leave it out of pipe.set_adapters)"
+            )
     kept = {
         key: adapter
         for key, adapter in layer.adapters.items()
-        if key in names and adapter.scaling != 0
+        if key in names and (adapter.scaling != 0 or adapter.magnitude is not None)
     }
     return AdaptedLayer(layer.name, layer.module, layer.base, kept)
 
 
 def _refuse(name: str, module: BaseTunerLayer, active: list[str]) -> None:
-    """Raise for anything in this layer that would be wrong to compute as plain LoRA."""
+    """Raise for anything in this layer that would not be computed rightly."""
     if getattr(module, "merged_adapters", None):
         fused = ", ".join(repr(key) for key in module.merged_adapters)
         raise ValueError(
@@ -153,23 +162,31 @@ def _refuse(name: str, module: BaseTunerLayer, active: list[str]) -> None:
         kind = _kind(module, key)
         if kind is not None:
             raise ValueError(
-                f"adapter {key!r}: layer {name!r} holds {kind}; expected plain LoRA on a Linear or "
-                "Conv2d layer (disable or delete this adapter)"
+                f"adapter {key!r}: layer {name!r} holds {kind}; expected LoRA, DoRA, LoHa "
+                "or LoKr on a Linear or Conv2d layer (disable or delete this adapter)"
             )
 
 
+_COMPUTED = tuple(cls for tuner in (peft_lora, loha, lokr) for cls in (tuner.Linear, tuner.Conv2d))
+
+
 def _kind(module: BaseTunerLayer, key: str) -> str | None:
-    """What ``key`` is in this layer if it is not plain LoRA."""
-    if type(module) not in (peft_lora.Linear, peft_lora.Conv2d):
-        return f"{kind_of_layer(type(module))} ({type(module).__name__})"
-    if key in module.lora_variant:
-        return type(module.lora_variant[key]).__name__.removesuffix("Variant")
-    if module.use_dora.get(key):
-        return DORA
-    if module.lora_bias.get(key) or getattr(module.lora_B[key], "bias", None) is not None:
-        return WITH_BIAS
+    """What ``key`` is in this layer if it is not computed."""
+    own = f"{kind_of_layer(type(module))} ({type(module).__name__})"
+    if type(module) not in _COMPUTED:
+        return own
+    if any(_active(m) for m in module.base_layer.modules() if isinstance(m, BaseTunerLayer)):
+        return f"{own} around adapters of another kind"
     if getattr(module.get_base_layer(), "groups", 1) != 1:
-        return "LoRA on a grouped convolution"
+        return "an adapter on a grouped convolution"
+    if not isinstance(module, LoraLayer):
+        drops = module.training and (module.rank_dropout[key] or module.module_dropout[key])
+        return f"{own} with dropout in training mode" if drops else None
+    variant = type(module.lora_variant.get(key)).__name__.removesuffix("Variant")
+    if key in module.lora_variant and variant not in ("DoraLinear", "DoraConv2d"):
+        return variant
+    if key in module.lora_variant and module.lora_B[key].bias is not None:
+        return f"{DORA} and {WITH_BIAS}"
     dropout = module.lora_dropout[key]
     if module.training and getattr(dropout, "p", 0) > 0:
         return "LoRA with dropout in training mode"
@@ -181,7 +198,7 @@ def _sums(layers: Sequence[AdaptedLayer]) -> dict[int, tuple[float, float]]:
 
     Versions do not tell of writes through ``.data``, which is how PEFT swaps adapters in place.
     """
-    every = [t for layer in layers for a in layer.adapters.values() for t in (a.a, a.b)]
+    every = [t for layer in layers for a in layer.adapters.values() for t in a.tensors.values()]
     away = {id(t): [0.0, 0.0] for t in every if t.is_meta}  # offloaded: read by whoever brings it
     tensors = [t for t in every if not t.is_meta]
     if not tensors:
@@ -202,10 +219,10 @@ def _with_contents(layers: Sequence[AdaptedLayer]) -> tuple[AdaptedLayer, ...]:
                     f"adapter {key!r}: expected a finite weight; got {adapter.scaling} at "
                     f"{layer.name} (see pipe.set_adapters)"
                 )
-            for part, tensor in (("lora_A", adapter.a), ("lora_B", adapter.b)):
+            for part, tensor in adapter.tensors.items():
                 if not all(map(math.isfinite, sums[id(tensor)])) and not _finite(tensor):
                     raise ValueError(
-                        f"adapter {key!r}: {layer.name}.{part}.weight holds NaN or infinity; "
+                        f"adapter {key!r}: {layer.name}.{part} holds NaN or infinity; "
                         "expected finite numbers (reload or delete this adapter)"
                     )
     bases = _base_contents(layers)
@@ -213,7 +230,7 @@ def _with_contents(layers: Sequence[AdaptedLayer]) -> tuple[AdaptedLayer, ...]:
         replace(
             layer,
             adapters={
-                key: replace(a, contents=(*sums[id(a.a)], *sums[id(a.b)]))
+                key: replace(a, contents=tuple(n for t in a.tensors.values() for n in sums[id(t)]))
                 for key, a in layer.adapters.items()
             },
             contents=bases.get(layer.name, 0),

@@ -94,6 +94,8 @@ def pack(
 ) -> Slab:
     """The layer's adapters that ``subsets`` name, as one slab in its base weight's dtype and place.
 
+    They are plain LoRA.
+
     A convolution's ``a`` is (R, C_in * kh * kw), its ``b`` (N, R). ``spare``: one more slot,
     without ranks.
     """

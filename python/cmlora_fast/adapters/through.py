@@ -21,7 +21,7 @@ def runs_through_peft(layer: AdaptedLayer) -> bool:
 
     Of a base that is none, quantised say, the module is called in any case.
     """
-    factors = (t for a in layer.adapters.values() for t in (a.a, a.b))
+    factors = (t for a in layer.adapters.values() for t in a.tensors.values())
     weight = getattr(layer.base, "weight", None)
     gone = isinstance(weight, Tensor) and weight.is_meta
     return gone or not all(map(is_normed, factors)) or not runs_as_peft_left_it(layer.module)

@@ -102,7 +102,7 @@ def _contents(adapters: LoadedAdapters) -> Contents | None:
     layers = [layer for layer in adapters.layers if layer.adapters]
     if any("weight" not in vars(layer.base)["_parameters"] for layer in layers):
         return None
-    exact = [t for layer in layers for a in layer.adapters.values() for t in (a.a, a.b)]
+    exact = [t for layer in layers for a in layer.adapters.values() for t in a.tensors.values()]
     if not all(map(is_normed, exact)):
         return None  # offloaded or packed: nothing is kept of them
     return Contents(exact, [layer.base.weight for layer in layers])

@@ -82,16 +82,18 @@ class WeightStore:
         """
         started, static = time.perf_counter(), execution.static
         every = [layer for layer in adapters.layers if any(_members(layer, s) for s in subsets)]
-        aside = [layer for layer in every if runs_through_peft(layer)]
+        aside = [layer for layer in every if _runs_aside(layer, static)]
         through = {layer.name: PeftLayer(layer, subsets, scale) for layer in aside}
         layers = [layer for layer in every if layer.name not in through]
         need = _fold_bytes(layers, subsets)
         fold, limit, reason = self._policy(layers, sum(need.values()), len(subsets), execution)
-        wanted = {} if not fold else _stack_bytes(layers, len(subsets)) if static else need
-        self._folds.make_room(wanted, limit if fold and not static else 0, adapters.loaded)
+        folded = [layer for layer in layers if (fold or layer.kinds) and _foldable(layer)]
+        kept = _stack_bytes(folded, len(subsets)) if static else _fold_bytes(folded, subsets)
+        if not fold:
+            _check_fits(folded, sum(kept.values()), limit)
+        self._folds.make_room(kept, limit if fold and not static else 0, adapters.loaded)
         together = _joinable(layers, joins) if static else []
         self._folds.place(together if fold else [], len(subsets))
-        folded = [layer for layer in layers if fold and _foldable(layer)]
         weights: dict[str, LayerWeights] = {}
         for layer in folded:
             members = [_members(layer, subset) for subset in subsets]
@@ -102,7 +104,11 @@ class WeightStore:
         weights |= {layer.name: made[layer.name,] for layer in others} | through
         weights = {layer.name: weights[layer.name] for layer in every}
         self.joined = self._folds.joined() | {n: w for n, w in made.items() if len(n) > 1}
-        self.report = self._report(len(layers), len(others), len(through), reason, started)
+        if folded and not fold:
+            kinds = ", ".join(sorted({kind for layer in folded for kind in layer.kinds}))
+            reason += f"; {len(folded)} layer(s) are folded, for they hold {kinds}"
+        unlike = fold and bool(others)
+        self.report = self._report(len(layers), len(others), len(through), reason, started, unlike)
         return weights
 
     def _apart(
@@ -161,10 +167,10 @@ class WeightStore:
         return False, limit, f"folded weights would not fit: {sizes} (half of the free memory)"
 
     def _report(
-        self, layers: int, apart: int, through: int, reason: str, started: float
+        self, layers: int, apart: int, through: int, reason: str, started: float, unlike: bool
     ) -> WeightReport:
         """``apart``: of the layers, those whose adapters run beside their base; ``through``: how
-        many more run through PEFT."""
+        many more run through PEFT; ``unlike``: what is apart could not be folded."""
         seconds = time.perf_counter() - started
         beside = [beside.weights for beside in self._beside.values()]
         size = self._folds.bytes + sum(weights.bytes for weights in beside)
@@ -178,13 +184,38 @@ class WeightStore:
         if apart in (0, layers):
             mode = "base" if not layers else "delta" if apart else "fold"
             return WeightReport(mode, reason, size, seconds)
-        reason += f"; {apart} layer(s) have a base that cannot be folded"
+        if unlike:
+            reason += f"; {apart} layer(s) have a base that cannot be folded"
         return WeightReport("mixed", reason, size, seconds)
 
 
 def _members(layer: AdaptedLayer, subset: Subset) -> Subset:
     """The adapters of a subset that touch the layer."""
     return tuple(name for name in subset if name in layer.adapters)
+
+
+def _runs_aside(layer: AdaptedLayer, static: bool) -> bool:
+    """Whether PEFT's forward runs, also where adapters need a fold that the base does not allow."""
+    if runs_through_peft(layer):
+        return True
+    apart = bool(layer.kinds) and not _foldable(layer)
+    if apart and static:  # PEFT would ask the host for the adapters of each row
+        raise ValueError(
+            f"{', '.join(layer.kinds)} in layer {layer.name!r}: its base is {type(layer.base)}, "
+            "which cannot be folded; expected a Linear or Conv2d layer of plain floats"
+        )
+    return apart
+
+
+def _check_fits(folded: Sequence[AdaptedLayer], need: int, limit: int) -> None:
+    """Refuse what has to be folded and does not fit."""
+    if need > limit:
+        kinds = sorted({kind for layer in folded for kind in layer.kinds})
+        raise ValueError(
+            f"{', '.join(kinds)} in {len(folded)} layer(s) takes {need / 2**20:.0f} MiB of folded "
+            f"weights; expected at most {limit / 2**20:.0f} MiB (half of the free memory): fewer "
+            'adapters, or weights="fold"'
+        )
 
 
 def _foldable(layer: AdaptedLayer) -> bool:
@@ -198,7 +229,8 @@ def _joinable(
     layers: Sequence[AdaptedLayer], joins: Sequence[tuple[str, ...]]
 ) -> list[tuple[AdaptedLayer, ...]]:
     """Layers of the run that may share one product: every one of a join, and all may be folded."""
-    known = {layer.name: layer for layer in layers if _foldable(layer)}
+    fit = (la for la in layers if all(a.bias is None for a in la.adapters.values()))
+    known = {layer.name: layer for layer in fit if _foldable(layer)}
     return [tuple(known[n] for n in names) for names in joins if known.keys() >= set(names)]
 
 
@@ -241,7 +273,7 @@ def _wide(
 def _tensors(layers: Sequence[AdaptedLayer]) -> tuple[Tensor, ...]:
     """All that the weights of layers are made of."""
     adapters = [adapter for layer in layers for adapter in layer.adapters.values()]
-    factors = (t for adapter in adapters for t in (adapter.a, adapter.b))
+    factors = (t for adapter in adapters for t in adapter.tensors.values())
     return (*(layer.base.weight for layer in layers), *factors)
 
 
