@@ -10,7 +10,7 @@ import torch
 from cmlora_fast.adapters.kinds import KINDS as TABLE
 from cmlora_fast.adapters.kinds import kind_of_layer
 
-from ..support import adapters, helpers
+from ..support import adapters, helpers, loops
 from ..support.helpers import call, relative
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
@@ -56,6 +56,44 @@ def test_kind(name, config, method):
     randomise(pipe, "strange")
     assert relative(call(pipe, num_inference_steps=2), plain) > 1e-4
     right_or_refused(pipe, method, name)
+
+
+TOGETHER = {
+    "dora": peft.LoraConfig(r=2, target_modules=TARGETS, use_dora=True),
+    "plain": peft.LoraConfig(r=3, target_modules=[*TARGETS, "to_k"]),
+    "biased": peft.LoraConfig(r=2, target_modules=["to_q", "proj_in"], lora_bias=True),
+}
+SHARES = {
+    "switch": [{"dora": (1.0, True)}] * 2,  # the next one comes after five steps
+    "composite": [dict.fromkeys(TOGETHER, (1 / 3, True))] * 2,
+    "cmlora": None,
+}
+
+
+@pytest.mark.parametrize("method", [None, *SHARES])
+@pytest.mark.parametrize("weights", ["fold", "delta"])
+def test_kinds_together(method, weights):
+    """DoRA, plain LoRA and one with bias in one UNet; a method's rows are PEFT's one by one."""
+    pipe, scales = helpers.pipeline("sd", "dummy"), {"dora": 0.8, "plain": -0.6, "biased": 1.2}
+    for name, config in TOGETHER.items():
+        pipe.unet.add_adapter(config, adapter_name=name)
+        randomise(pipe, name)
+    pipe.set_adapters([*scales], [*scales.values()])
+    inputs = loops.random_inputs(pipe, steps=2)
+    made = cf.CMLoRA(cache_interval=1) if method == "cmlora" else method
+    with cf.accelerate(pipe, made, weights=weights):
+        got = loops.run_pipeline(pipe, inputs)
+        told = cf.summary(pipe)
+    if method is None:
+        want = loops.run_pipeline(pipe, inputs)
+    else:
+        leads = [{n: (w, True) for n, w in step.weights.items()} for step in told.steps]
+        predict = loops.composed(pipe, SHARES[method] or leads, scales)
+        want = loops.denoise(pipe, predict, inputs)
+    assert relative(got, want) < 1e-4
+    assert told.weights["mode"] == ("fold" if weights == "fold" else "mixed"), told.weights
+    if weights == "delta":
+        assert "folded, for they hold DoRA, LoRA with bias" in told.weights["reason"]
 
 
 @pytest.mark.parametrize("method", [None, "composite"])
