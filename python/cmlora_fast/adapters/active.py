@@ -54,9 +54,18 @@ def put_back(pipe: Any, before: Before, name: str) -> None:
         return
     if any(name in names for names in pipe.get_list_adapters().values()):
         pipe.delete_adapters(name)
+    _unwrap(pipe, before)
     if before.active:
         pipe.set_adapters(list(before.active))
     _restore(pipe, before)
+
+
+def _unwrap(pipe: Any, before: Before) -> None:
+    """Layers that nothing had been put into are plain ones again."""
+    for (part, name), layer in _layers(pipe).items():
+        if (part, name) not in before.layers:
+            parent, _, own = name.rpartition(".")
+            setattr(getattr(pipe, part).get_submodule(parent), own, layer.get_base_layer())
 
 
 def _restore(pipe: Any, before: Before) -> None:
