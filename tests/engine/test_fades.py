@@ -4,7 +4,7 @@ import cmlora_fast as cf
 import pytest
 import torch
 
-from ..support import loops, recording
+from ..support import helpers, loops, recording
 from ..support.helpers import relative
 from ..support.loops import random_inputs, run_pipeline
 from ..support.three import SCALES, B, C, S, three
@@ -72,6 +72,29 @@ def test_as_the_plain_loop(method, shares, fulls, schedule, factors, monkeypatch
     with cf.accelerate(pipe, method, weight_schedule=schedule, backend="torch"):
         for _ in range(2):
             assert relative(run_pipeline(pipe, inputs), want) < RUN
+
+
+METHODS = [
+    cf.Switch(switch_step=2),
+    cf.CMLoRA(variant="online"),
+    cf.Merge(cache="forecast"),
+    cf.Composite(cache="relay"),
+]
+
+
+@pytest.mark.parametrize("method", METHODS, ids=helpers.label)
+def test_a_constant_factor_is_a_weight(method):
+    pipe = three()
+    inputs = random_inputs(pipe, steps=12)
+    with cf.accelerate(pipe, method, weight_schedule={C: "0.5@0", S: "1@0", B: "2@1"}):
+        got = run_pipeline(pipe, inputs)
+    try:
+        pipe.set_adapters([C, S, B], [0.5 * SCALES[C], SCALES[S], 2 * SCALES[B]])
+        with cf.accelerate(pipe, method):
+            want = run_pipeline(pipe, inputs)
+    finally:
+        pipe.set_adapters([*SCALES], [*SCALES.values()])
+    assert relative(got, want) < RUN
 
 
 BAD = [{"nobody": "0@0"}, {C: "1@2"}, {C: "x@0"}, {C: "1@0.5,0@0"}, "0@0"]
