@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-__all__ = ["Factors", "factors_of", "product_norm", "shaped"]
+__all__ = ["Factors", "factors_of", "product_norm", "shaped", "tucker"]
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ def _loha(parts: Mapping[str, Tensor]) -> Factors:
     b1, a1, b2, a2 = (parts[f"hada_w{i}_{side}"] for i in (1, 2) for side in "ab")
     rank = a1.shape[0]
     if "hada_t1" in parts:
-        whole = _tucker(parts["hada_t1"], b1, a1) * _tucker(parts["hada_t2"], b2, a2)
+        whole = tucker(parts["hada_t1"], b1, a1) * tucker(parts["hada_t2"], b2, a2)
         return Factors(*_whole(whole), rank)
     if len(a1) * len(a2) >= min(len(b1), a1.shape[1]):
         return Factors(*_whole((b1 @ a1) * (b2 @ a2)), rank)
@@ -100,11 +100,11 @@ def _pair(parts: Mapping[str, Tensor], number: int) -> tuple[Tensor, Tensor]:
         return _whole(parts[name])
     left, right = parts[f"{name}_a"], parts[f"{name}_b"]
     if number == 2 and "lokr_t2" in parts:
-        return _whole(_tucker(parts["lokr_t2"], left, right))
+        return _whole(tucker(parts["lokr_t2"], left, right))
     return right, left
 
 
-def _tucker(core: Tensor, left: Tensor, right: Tensor) -> Tensor:
+def tucker(core: Tensor, left: Tensor, right: Tensor) -> Tensor:
     """core (i, j, ...), left (i, out), right (j, in) -> (out, in, ...)"""
     return torch.einsum("ij...,ip,jr->pr...", core, left, right)
 

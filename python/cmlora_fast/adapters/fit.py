@@ -213,19 +213,8 @@ def _matched(
     found = []
     for layer in file.layers:
         table = tables.get(layer.component, {})
-        found.append(
-            (
-                layer,
-                next(
-                    (
-                        table[n]
-                        for n in flat_names(layer.component, layer.name, depth)
-                        if n in table
-                    ),
-                    None,
-                ),
-            )
-        )
+        names = flat_names(layer.component, layer.name, depth)
+        found.append((layer, next((table[n] for n in names if n in table), None)))
     return found
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .factors import tucker
 from .kinds import DORA, WITH_BIAS
 
 __all__ = ["AnyAdapter", "FactoredAdapter", "LayerAdapter", "composed"]
@@ -98,7 +99,7 @@ def _half(factors: Mapping[str, Tensor], name: str, core: str) -> Tensor:
         return factors[name]
     a, b = factors[f"{name}_a"], factors[f"{name}_b"]
     if core in factors and name != "lokr_w1":
-        return torch.einsum("ijkl,ip,jr->prkl", factors[core], a, b)
+        return tucker(factors[core], a, b)
     return a @ b
 
 

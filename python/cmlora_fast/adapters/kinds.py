@@ -6,15 +6,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-__all__ = [
-    "DORA",
-    "KINDS",
-    "PLAIN",
-    "WITH_BIAS",
-    "Kind",
-    "kind_of_keys",
-    "kind_of_layer",
-]
+__all__ = ["DORA", "KINDS", "PLAIN", "WITH_BIAS", "Kind", "kind_of_keys", "kind_of_layer"]
 
 PLAIN = ("LoRA", "LoCon")  # what is computed: on linear layers alone, and on convolutions too
 DORA, WITH_BIAS = "DoRA", "LoRA with bias"

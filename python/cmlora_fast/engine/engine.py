@@ -23,8 +23,8 @@ from ..unet.inputs import UNetInputs, read_call
 from .border import Border, unet_of
 from .caller import Callers
 from .devicewalk import DeviceWalks
-from .kinds import run_of
 from .run import Call, Clock, Run
+from .runs import run_of
 from .settings import Settings
 from .summary import Summary
 
